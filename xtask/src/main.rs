@@ -3,6 +3,8 @@
 //! `cargo xtask test` is everything that CI runs. Each subcommand is a file beside this one; what they share, running
 //! a command and saying so, is here.
 
+mod demo;
+mod json;
 mod setup;
 mod test;
 mod tidy;
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         ["test"] => test::test(),
         ["tidy"] => tidy::tidy(),
         ["setup"] => setup::setup(),
+        ["demo"] => demo::demo(),
         ["wire-doc"] => test::wire_doc(),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
@@ -49,6 +52,12 @@ fn main() -> ExitCode {
 /// The repository, wherever the command was started in it.
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
+}
+
+/// Cargo's target folder: this program lies in a profile's folder in it.
+fn target() -> Outcome<PathBuf> {
+    let program = std::env::current_exe().map_err(|error| format!("cannot tell where this program lies: {error}"))?;
+    program.ancestors().nth(2).map(Path::to_owned).ok_or(format!("{} lies in no target folder", program.display()))
 }
 
 /// A command that runs in the repository's root.
