@@ -88,7 +88,11 @@ impl ChunkSet {
 
     /// How many chunks of `range` are in the set.
     pub fn count_in(&self, range: ChunkRange) -> u64 {
-        if range.count == 0 { 0 } else { self.0.range_cardinality(range.first..=(range.end() - 1).min(u64::from(u32::MAX)) as u32) }
+        if range.count == 0 {
+            0
+        } else {
+            self.0.range_cardinality(range.first..=(range.end() - 1).min(u64::from(u32::MAX)) as u32)
+        }
     }
 
     /// The lowest chunk.
@@ -150,7 +154,9 @@ impl ChunkSet {
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
-        RoaringBitmap::deserialize_from(bytes).map(Self).map_err(|_| DecodeError::Body { what: "a chunk set is malformed" })
+        RoaringBitmap::deserialize_from(bytes)
+            .map(Self)
+            .map_err(|_| DecodeError::Body { what: "a chunk set is malformed" })
     }
 }
 
@@ -237,7 +243,7 @@ impl ArraySpec {
                 }
                 let start = a.0 + (low - a.0).div_ceil(a.2) * a.2;
                 let twice = (0..b.2).map_while(|k| start.checked_add(k.checked_mul(a.2)?)).take_while(|n| *n <= high);
-                if let Some(number) = twice.into_iter().find(|n| (n - b.0) % b.2 == 0) {
+                if let Some(number) = twice.into_iter().find(|n| (n - b.0).is_multiple_of(b.2)) {
                     return Err(ArraySpecError::Twice { value: value.into(), number });
                 }
             }
@@ -271,7 +277,7 @@ impl ArraySpec {
     pub fn index(&self, number: u64) -> Option<u32> {
         let mut before = 0;
         for (first, last, step) in &self.parts {
-            if number >= *first && number <= *last && (number - first) % step == 0 {
+            if number >= *first && number <= *last && (number - first).is_multiple_of(*step) {
                 return Some((before + (number - first) / step) as u32);
             }
             before += (last - first) / step + 1;
@@ -310,7 +316,10 @@ mod tests {
         let mut set = ChunkSet::full(10);
         set.remove(ChunkRange::new(3, 2));
         assert_eq!(set.ranges().collect::<Vec<_>>(), [ChunkRange::new(0, 3), ChunkRange::new(5, 5)]);
-        assert_eq!(set.ranges_in(ChunkRange::new(2, 4)).collect::<Vec<_>>(), [ChunkRange::new(2, 1), ChunkRange::new(5, 1)]);
+        assert_eq!(
+            set.ranges_in(ChunkRange::new(2, 4)).collect::<Vec<_>>(),
+            [ChunkRange::new(2, 1), ChunkRange::new(5, 1)]
+        );
         assert_eq!(set.take_first(2), Some(ChunkRange::new(0, 2)));
         assert_eq!(ChunkSet::from_bytes(&set.to_bytes()).unwrap(), set);
         assert!(ChunkSet::from_bytes(&[1, 2, 3]).is_err());

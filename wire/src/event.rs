@@ -21,7 +21,13 @@ pub enum LogEvent<'a> {
     /// A new boot of a node is registered, or its record changed.
     NodeRegistered { node: NodeRecord },
     /// In a snapshot: a job that has not ended. `ended` holds a set per terminal state; `attempts` what is not 1.
-    JobSnapshot { number: u64, submitted_at: WallTime, frame: &'a [u8], ended: Vec<(ChunkState, Vec<u8>)>, attempts: Vec<(ChunkRange, u32)> },
+    JobSnapshot {
+        number: u64,
+        submitted_at: WallTime,
+        frame: &'a [u8],
+        ended: Vec<(ChunkState, Vec<u8>)>,
+        attempts: Vec<(ChunkRange, u32)>,
+    },
 }
 
 /// The numbers of the kinds: append-only.
@@ -104,9 +110,11 @@ impl<'a> LogEvent<'a> {
 
     fn decode_fields(kind: u8, from: &mut Reader<'a>) -> Result<Option<Self>, DecodeError> {
         Ok(Some(match kind {
-            number::JOB_ACCEPTED => {
-                LogEvent::JobAccepted { number: from.varint()?, submitted_at: WallTime(from.varint()?), frame: from.string()? }
-            }
+            number::JOB_ACCEPTED => LogEvent::JobAccepted {
+                number: from.varint()?,
+                submitted_at: WallTime(from.varint()?),
+                frame: from.string()?,
+            },
             number::CHUNKS_ENDED => {
                 LogEvent::ChunksEnded { job: *from.plain()?, state: chunk_state(from)?, ranges: decode_ranges(from)? }
             }

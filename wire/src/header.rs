@@ -55,7 +55,9 @@ const _: () = assert!(size_of::<GenericMessage>() == HEADER_SIZE);
 impl GenericMessage {
     /// The header at the start of `frame`, whatever its kind; for admission, before the message itself is decoded.
     pub fn peek(frame: &[u8]) -> Result<&GenericMessage, DecodeError> {
-        GenericMessage::ref_from_prefix(frame).map(|(header, _)| header).map_err(|_| DecodeError::Short { length: frame.len() })
+        GenericMessage::ref_from_prefix(frame)
+            .map(|(header, _)| header)
+            .map_err(|_| DecodeError::Short { length: frame.len() })
     }
 }
 

@@ -114,7 +114,9 @@ impl FileId {
 }
 
 /// The BLAKE3-256 of some bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Hash(pub [u8; 32]);
 
@@ -140,7 +142,9 @@ impl fmt::Debug for Hash {
 }
 
 /// The public key of a CURVE certificate, 32 bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct ClientKey(pub [u8; 32]);
 
@@ -188,7 +192,11 @@ impl fmt::Display for FileAddress {
 impl FromStr for FileAddress {
     type Err = ParseIdError;
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        let wrong = || ParseIdError { value: text.into(), kind: "file address", expected: "<uuid> or <uuid>@<offset>+<length>" };
+        let wrong = || ParseIdError {
+            value: text.into(),
+            kind: "file address",
+            expected: "<uuid> or <uuid>@<offset>+<length>",
+        };
         let Some((file, piece)) = text.split_once('@') else {
             return Ok(Self { file: text.parse().map_err(|_| wrong())?, piece: None });
         };

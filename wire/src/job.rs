@@ -43,6 +43,9 @@ impl<'a> JobBody<'a> {
     }
 }
 
+/// An environment variable: name and value.
+pub type Variable = (Vec<u8>, Vec<u8>);
+
 /// An input as the program sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Input {
@@ -66,7 +69,7 @@ pub struct JobSpec {
     /// The command: the program's name (looked up on the worker unless the body carries the program), then arguments.
     pub arguments: Vec<Vec<u8>>,
     /// Added to the worker's base environment.
-    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    pub environment: Vec<Variable>,
     /// Empty = the run's private scratch directory.
     pub cwd: Vec<u8>,
     /// Where `zg submit` was called.
@@ -151,7 +154,10 @@ impl JobSpec {
         encode_option(self.stdin_input, to);
         encode_option(self.program_input, to);
         encode_list(&self.outputs, to);
-        to.varint(self.cpus_milli.into()).varint(self.memory).raw(&self.priority.to_le_bytes()).varint(self.time_limit_ms);
+        to.varint(self.cpus_milli.into())
+            .varint(self.memory)
+            .raw(&self.priority.to_le_bytes())
+            .varint(self.time_limit_ms);
         to.varint(self.retries.into()).varint(self.retry_on.into()).string(&self.retry_exit_codes);
         to.varint(self.crash_limit.into());
         encode_option(self.max_fails, to);
@@ -206,7 +212,7 @@ fn decode_list(from: &mut Reader<'_>) -> Result<Vec<Vec<u8>>, DecodeError> {
     (0..count).map(|_| Ok(from.string()?.to_vec())).collect()
 }
 
-fn decode_pairs(from: &mut Reader<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DecodeError> {
+fn decode_pairs(from: &mut Reader<'_>) -> Result<Vec<Variable>, DecodeError> {
     let count = from.varint()?;
     let mut pairs = Vec::new();
     for _ in 0..count {
@@ -225,7 +231,9 @@ fn decode_option(from: &mut Reader<'_>) -> Result<Option<u32>, DecodeError> {
 }
 
 fn encode_input(input: &Input, to: &mut Writer) {
-    to.plain(&input.hash).varint(input.file_length).raw(&[u8::from(input.executable) | u8::from(input.piece.is_some()) << 1]);
+    to.plain(&input.hash)
+        .varint(input.file_length)
+        .raw(&[u8::from(input.executable) | u8::from(input.piece.is_some()) << 1]);
     if let Some((offset, length)) = input.piece {
         to.varint(offset).varint(length);
     }
@@ -279,7 +287,13 @@ mod tests {
             arguments: vec![b"sh".to_vec(), b"-c".to_vec(), b"a\nb \xff".to_vec()],
             environment: vec![(b"K".to_vec(), b"V=1".to_vec())],
             array: ArraySpec::parse("1-10:3%2").unwrap(),
-            inputs: vec![Input { hash: Hash([3; 32]), file_length: 9, piece: Some((1, 2)), path: b"in put".to_vec(), executable: true }],
+            inputs: vec![Input {
+                hash: Hash([3; 32]),
+                file_length: 9,
+                piece: Some((1, 2)),
+                path: b"in put".to_vec(),
+                executable: true,
+            }],
             stdin_input: Some(0),
             priority: -5,
             max_fails: Some(0),

@@ -5,6 +5,7 @@
 //! roles must agree about byte for byte is here, and nothing else.
 
 mod chunk;
+pub mod doc;
 pub mod event;
 mod header;
 mod id;

@@ -229,7 +229,7 @@ messages! {
     } body "None; content in further frames."
 
     /// Says that a message was refused, and why.
-    5 Error "error" from [Master LoadBalancer Worker Storage Gateway Client] min 36 {
+    5 Error "error" from [Master LoadBalancer Worker Storage Gateway Client] min 52 {
         /// The request that is refused, 0 if it had no number.
         request: U64;
         /// See the error codes.
@@ -267,7 +267,7 @@ messages! {
     } body "Node records of all load balancers and storage nodes."
 
     /// All that a worker holds, for a load balancer: sent on connecting, on a newer epoch, and when asked.
-    8 Inventory "inventory" from [Worker] min 73 {
+    8 Inventory "inventory" from [Worker] min 77 {
         boot: U64;
         epoch: U64;
         seen_sequence: U64;
@@ -606,4 +606,3 @@ pub fn error_frame(
     };
     fixed.frame(sender, detail.as_bytes())
 }
-

@@ -4,8 +4,8 @@ use bytemuck::{Pod, Zeroable};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::{
-    BootNonce, Cause, ChunkRange, ChunkState, ClientKey, DecodeError, FileAddress, FileId, Hash, JobId, JobState, NodeId,
-    NodeState, Reader, Role, WallTime, Writer,
+    BootNonce, Cause, ChunkRange, ChunkState, ClientKey, DecodeError, FileAddress, FileId, Hash, JobId, JobState,
+    NodeId, NodeState, Reader, Role, WallTime, Writer,
 };
 
 // Plain records are cast from bytes as they lie, so their integers are the machine's own.
@@ -94,7 +94,11 @@ pub struct StoredFile {
 
 impl StoredFile {
     pub fn encode(&self, to: &mut Writer) {
-        to.plain(&self.file).plain(&self.hash).varint(self.length).raw(&[self.class]).varint(self.receipts.len() as u64);
+        to.plain(&self.file)
+            .plain(&self.hash)
+            .varint(self.length)
+            .raw(&[self.class])
+            .varint(self.receipts.len() as u64);
         self.receipts.iter().for_each(|receipt| {
             to.plain(receipt);
         });
@@ -400,9 +404,13 @@ impl ChunkResult {
     pub fn encode(&self, base: WallTime, to: &mut Writer) {
         let plain_exit = self.exit_code == Some(0) && self.signal.is_none() && self.cause == Cause::None;
         to.raw(&[u8::from(!plain_exit) | u8::from(self.bundle.is_some()) << 1]);
-        to.varint(self.started_at.0.saturating_sub(base.0)).varint(self.duration_us).varint(self.cpu_us).varint(self.max_rss_kib);
+        to.varint(self.started_at.0.saturating_sub(base.0))
+            .varint(self.duration_us)
+            .varint(self.cpu_us)
+            .varint(self.max_rss_kib);
         if !plain_exit {
-            to.varint(self.exit_code.map_or(0, |code| u64::from(code) + 1)).raw(&[self.signal.unwrap_or(0), self.cause as u8]);
+            to.varint(self.exit_code.map_or(0, |code| u64::from(code) + 1))
+                .raw(&[self.signal.unwrap_or(0), self.cause as u8]);
         }
         if let Some(b) = &self.bundle {
             to.varint(b.file_index.into()).varint(b.offset).varint(b.index_length);
@@ -413,12 +421,17 @@ impl ChunkResult {
     /// Reads the columns; a bundle's file is looked up in `files` by its position (nil if `files` is empty).
     pub fn decode(base: WallTime, files: &[FileId], from: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let flags = from.raw(1)?[0];
-        let started_at = WallTime(base.0.checked_add(from.varint()?).ok_or(DecodeError::Body { what: "a time is too large" })?);
+        let started_at =
+            WallTime(base.0.checked_add(from.varint()?).ok_or(DecodeError::Body { what: "a time is too large" })?);
         let (duration_us, cpu_us, max_rss_kib) = (from.varint()?, from.varint()?, from.varint()?);
         let (mut exit_code, mut signal, mut cause) = (Some(0), None, Cause::None);
         if flags & 1 != 0 {
             let code = from.varint()?;
-            exit_code = code.checked_sub(1).map(u8::try_from).transpose().map_err(|_| DecodeError::Body { what: "an exit code is above 255" })?;
+            exit_code = code
+                .checked_sub(1)
+                .map(u8::try_from)
+                .transpose()
+                .map_err(|_| DecodeError::Body { what: "an exit code is above 255" })?;
             let [number, why] = from.raw(2)?.try_into().expect("two bytes were read");
             signal = (number != 0).then_some(number);
             cause = Cause::from_number(why).ok_or(DecodeError::Body { what: "a cause is unknown" })?;

@@ -88,9 +88,22 @@ mod tests {
     #[test]
     fn a_batch_gives_back_its_results() {
         let file = FileId([9; 16]);
-        let bundle = Bundle { file, file_index: 0, offset: 3, index_length: 0, stdout_length: 5, stderr_length: 0, outputs_length: 0 };
-        let files =
-            [StoredFile { file, hash: Hash([8; 32]), length: 10, class: 1, receipts: vec![Receipt { mac: [1; 32], ..Default::default() }] }];
+        let bundle = Bundle {
+            file,
+            file_index: 0,
+            offset: 3,
+            index_length: 0,
+            stdout_length: 5,
+            stderr_length: 0,
+            outputs_length: 0,
+        };
+        let files = [StoredFile {
+            file,
+            hash: Hash([8; 32]),
+            length: 10,
+            class: 1,
+            receipts: vec![Receipt { mac: [1; 32], ..Default::default() }],
+        }];
         let killed = ChunkResult { exit_code: None, signal: Some(9), cause: Cause::Signal, ..a_result(2_000) };
         let written = ChunkResult { bundle: Some(bundle), ..a_result(1_000) };
         let runs = [Run { first: 4, results: vec![written, killed] }, Run { first: 9, results: vec![a_result(1_500)] }];

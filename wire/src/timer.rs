@@ -42,7 +42,8 @@ impl<K: Ord + Copy> TimerTable<K> {
 
     /// Takes one timer that is due at `now`; call until `None`.
     pub fn pop_due(&mut self, now: Instant) -> Option<K> {
-        let (timer, _) = self.deadlines.iter().filter(|(_, at)| **at <= now).min_by_key(|(timer, at)| (**at, **timer))?;
+        let (timer, _) =
+            self.deadlines.iter().filter(|(_, at)| **at <= now).min_by_key(|(timer, at)| (**at, **timer))?;
         let timer = *timer;
         self.deadlines.remove(&timer);
         Some(timer)

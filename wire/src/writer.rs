@@ -69,13 +69,17 @@ impl<'a> Reader<'a> {
     }
 
     pub fn plain<T: FromBytes + KnownLayout + Immutable + Unaligned>(&mut self) -> Result<&'a T, DecodeError> {
-        let (part, rest) = T::ref_from_prefix(self.rest).map_err(|_| DecodeError::Body { what: "it ends too early" })?;
+        let (part, rest) =
+            T::ref_from_prefix(self.rest).map_err(|_| DecodeError::Body { what: "it ends too early" })?;
         self.rest = rest;
         Ok(part)
     }
 
     /// `count` packed structs where they lie.
-    pub fn slice<T: FromBytes + KnownLayout + Immutable + Unaligned>(&mut self, count: usize) -> Result<&'a [T], DecodeError> {
+    pub fn slice<T: FromBytes + KnownLayout + Immutable + Unaligned>(
+        &mut self,
+        count: usize,
+    ) -> Result<&'a [T], DecodeError> {
         let (part, rest) = <[T]>::ref_from_prefix_with_elems(self.rest, count)
             .map_err(|_| DecodeError::Body { what: "it has fewer records than its count says" })?;
         self.rest = rest;

@@ -12,7 +12,9 @@ pub struct ExpandContext<'a> {
 
 /// Says which placeholder is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown placeholder '%{{{name}}}' in '{value}' (known: %{{JOB}} %{{CHUNK}} %{{ATTEMPT}} %{{NODE}}, and {{}} for the chunk)")]
+#[error(
+    "unknown placeholder '%{{{name}}}' in '{value}' (known: %{{JOB}} %{{CHUNK}} %{{ATTEMPT}} %{{NODE}}, and {{}} for the chunk)"
+)]
 pub struct PlaceholderError {
     pub name: String,
     pub value: String,

@@ -47,7 +47,11 @@ impl JobSpec {
             check_placeholders(path)?;
         }
         if self.name.len() > limit::NAME_SIZE_MAX {
-            return Err(SpecError::TooLarge { what: "the job's name", size: self.name.len(), max: limit::NAME_SIZE_MAX });
+            return Err(SpecError::TooLarge {
+                what: "the job's name",
+                size: self.name.len(),
+                max: limit::NAME_SIZE_MAX,
+            });
         }
         no_nul("name", &self.name)
     }
@@ -67,11 +71,18 @@ impl JobSpec {
     }
 
     fn check_command(&self, body: &JobBody<'_>) -> Result<(), SpecError> {
-        if body.program.is_empty() && self.program_input.is_none() && self.arguments.first().is_none_or(|name| name.is_empty()) {
+        if body.program.is_empty()
+            && self.program_input.is_none()
+            && self.arguments.first().is_none_or(|name| name.is_empty())
+        {
             return Err(SpecError::NoCommand);
         }
         if body.program.len() > limit::PROGRAM_SIZE_MAX {
-            return Err(SpecError::TooLarge { what: "the program", size: body.program.len(), max: limit::PROGRAM_SIZE_MAX });
+            return Err(SpecError::TooLarge {
+                what: "the program",
+                size: body.program.len(),
+                max: limit::PROGRAM_SIZE_MAX,
+            });
         }
         let mut size = 0usize;
         for argument in &self.arguments {
@@ -89,7 +100,11 @@ impl JobSpec {
         }
         self.entries.iter().try_for_each(|entry| no_nul("line", entry))?;
         if size > limit::ARGUMENTS_SIZE_MAX {
-            return Err(SpecError::TooLarge { what: "arguments and environment", size, max: limit::ARGUMENTS_SIZE_MAX });
+            return Err(SpecError::TooLarge {
+                what: "arguments and environment",
+                size,
+                max: limit::ARGUMENTS_SIZE_MAX,
+            });
         }
         Ok(())
     }
