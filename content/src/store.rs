@@ -1,0 +1,404 @@
+//! The content store: immutable files on a local filesystem, each named by the hash of its content.
+//!
+//! ```text
+//! VERSION  NODE                    the format (locked while a process has the store open), and whose store this is
+//! staging/<upload>.part            on the way in; swept at start
+//! files/ab/cd/<uuid>.dat           sealed: verified, durable, read-only
+//! trash/                           what was found not to be what its name says
+//! ```
+//!
+//! A store is like a press: type is set on the stone, proofread, locked, and only then printed; nobody ever reads the
+//! stone. A file is written and verified in `staging/`, made durable there, and becomes visible by one rename; only when the
+//! directory is durable too is it acknowledged. After a crash at any point a file is absent or whole.
+//!
+//! Every file is a file of its own here, small ones too; packs for those come later, and so do stored BLAKE3 outboards for
+//! checking ranges. The full hash lies beside the content in a user attribute and can always be computed again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use memmap2::Mmap;
+use wire::{ErrorCode, FileId, Hash, NodeId};
+
+use crate::{Hasher, hash_file};
+
+#[cfg(test)]
+mod crash_tests;
+mod disk;
+mod layout;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+use disk::Disk;
+use layout::Layout;
+use upload::Upload;
+
+/// Files kept mapped after a send, so that the ranges of one file share a mapping.
+const MAPS_MAX: usize = 32;
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{path}: {why}", path = path.display())]
+    Unusable { path: PathBuf, why: String },
+    #[error("an fsync has failed: this store is bad and takes and gives nothing until it is opened again")]
+    Bad,
+    #[error("no room on the disk")]
+    DiskFull,
+    #[error("no file {0} here")]
+    FileUnknown(FileId),
+    #[error("no upload {0:016x} here")]
+    UploadUnknown(u64),
+    #[error("{file} is here with the hash {here}: other content, {asked}, cannot have the same name")]
+    ExistsDifferent { file: FileId, here: Hash, asked: Hash },
+    #[error("the content is not what was announced: {0}")]
+    Mismatch(String),
+    #[error("the range {offset}+{length} is outside the {file_length} bytes of {file}")]
+    OutOfRange { file: FileId, offset: u64, length: u64, file_length: u64 },
+    #[error(transparent)]
+    Io(io::Error),
+}
+
+impl StoreError {
+    /// What a peer is told.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Unusable { .. } | Self::Bad | Self::Io(_) => ErrorCode::NotReady,
+            Self::DiskFull => ErrorCode::DiskFull,
+            Self::FileUnknown(_) => ErrorCode::FileUnknown,
+            Self::UploadUnknown(_) => ErrorCode::UploadUnknown,
+            Self::ExistsDifferent { .. } => ErrorCode::ExistsDifferent,
+            Self::Mismatch(_) => ErrorCode::HashMismatch,
+            Self::OutOfRange { .. } => ErrorCode::InvalidRequest,
+        }
+    }
+}
+
+impl From<io::Error> for StoreError {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Self::DiskFull,
+            Some(_) | None => Self::Io(error),
+        }
+    }
+}
+
+/// What is known of a stored file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    pub length: u64,
+    pub hash: Hash,
+}
+
+/// What an upload has to turn out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Content with this hash.
+    Hash(Hash),
+    /// Content that this id names; 122 bits of its hash are checked.
+    Id(FileId),
+    /// Whatever was written; for bytes that were made here.
+    Anything,
+}
+
+/// A file that is in the store, durably.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    pub file: FileId,
+    pub hash: Hash,
+    pub length: u64,
+    /// It was here before.
+    pub already_there: bool,
+}
+
+/// One directory of files. Every method may be called from any thread.
+#[derive(Debug)]
+pub struct Store {
+    layout: Layout,
+    disk: Disk,
+    files: Mutex<BTreeMap<FileId, u64>>,
+    uploads: Mutex<BTreeMap<u64, Arc<Mutex<Upload>>>>,
+    /// Used last at the back.
+    maps: Mutex<VecDeque<(FileId, Arc<Mmap>)>>,
+    /// Held over "is it here" and the rename that answers it, so that two commits of one name take turns.
+    publishing: Mutex<()>,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store in `dir`, which is made if need be, for `node`: sweeps what uploads left and finds the files.
+    pub fn open(dir: &Path, node: NodeId) -> Result<Self, StoreError> {
+        let (layout, lock) = Layout::open(dir, node)?;
+        let unusable = |error: io::Error| StoreError::Unusable { path: dir.to_path_buf(), why: error.to_string() };
+        layout.sweep_staging().map_err(unusable)?;
+        layout.sync_all().map_err(unusable)?;
+        let files = Mutex::new(layout.scan().map_err(unusable)?);
+        Ok(Self {
+            layout,
+            disk: Disk::default(),
+            files,
+            uploads: Mutex::default(),
+            maps: Mutex::default(),
+            publishing: Mutex::default(),
+            _lock: lock,
+        })
+    }
+
+    /// True when the whole file is here.
+    pub fn have(&self, file: FileId) -> bool {
+        !self.disk.is_bad() && held(&self.files).contains_key(&file)
+    }
+
+    /// The length of a stored file.
+    pub fn length(&self, file: FileId) -> Result<u64, StoreError> {
+        self.check_disk()?;
+        held(&self.files).get(&file).copied().ok_or(StoreError::FileUnknown(file))
+    }
+
+    /// Length and full hash; the hash is computed again where the filesystem did not keep it.
+    pub fn stat(&self, file: FileId) -> Result<Stat, StoreError> {
+        let length = self.length(file)?;
+        let path = self.path(file)?;
+        if let Some(hash) = Disk::hash_of(&path).filter(|hash| file.names(*hash)) {
+            return Ok(Stat { length, hash });
+        }
+        let (hash, length) = hash_file(File::open(&path)?)?;
+        if !file.names(hash) {
+            self.discard(file, &path);
+            return Err(StoreError::FileUnknown(file));
+        }
+        Ok(Stat { length, hash })
+    }
+
+    /// Every stored file with its length, in order of ids.
+    pub fn list(&self) -> Vec<(FileId, u64)> {
+        held(&self.files).iter().map(|(file, length)| (*file, *length)).collect()
+    }
+
+    /// Where a stored file lies; nobody may write there, and it is a complete file for whoever opens it.
+    pub fn path(&self, file: FileId) -> Result<PathBuf, StoreError> {
+        self.length(file)?;
+        Ok(self.layout.of(file).1)
+    }
+
+    /// Begins an upload under a number of the caller's choice, and reserves `length` bytes when it is known. Returns the
+    /// bytes already held: more than zero when this upload was begun before.
+    pub fn begin(&self, upload: u64, length: Option<u64>) -> Result<u64, StoreError> {
+        self.check_disk()?;
+        if let Some(known) = held(&self.uploads).get(&upload) {
+            return Ok(held(known).held);
+        }
+        let path = self.layout.part(upload);
+        let file = self.disk.create(&path)?;
+        if let Some(length) = length
+            && let Err(error) = self.disk.preallocate(&file, length)
+        {
+            let _ = self.disk.remove(&path);
+            return Err(error.into());
+        }
+        let new = Upload { file, path, length, held: 0, hasher: Hasher::default() };
+        held(&self.uploads).insert(upload, Arc::new(Mutex::new(new)));
+        Ok(0)
+    }
+
+    /// Writes `bytes` at `offset`; returns the bytes held from the start on. Bytes held already are skipped, and after a gap
+    /// nothing is written: the returned number says what to send next. Pieces of 256 KiB and more make files that read fast.
+    /// An upload that the disk or its announced length has no room for is given up.
+    pub fn write(&self, upload: u64, offset: u64, bytes: &[u8]) -> Result<u64, StoreError> {
+        self.check_disk()?;
+        let shared = held(&self.uploads).get(&upload).cloned().ok_or(StoreError::UploadUnknown(upload))?;
+        let mut state = held(&shared);
+        let news = state.news(offset, bytes);
+        if news.is_empty() {
+            return Ok(state.held);
+        }
+        let end = state.held + news.len() as u64;
+        if let Some(length) = state.length.filter(|length| *length < end) {
+            drop(state);
+            self.abort(upload);
+            return Err(StoreError::Mismatch(format!("{length} bytes were announced, and {end} came")));
+        }
+        if let Err(error) = self.disk.write(&state.file, news, state.held) {
+            drop(state);
+            self.abort(upload);
+            return Err(error.into());
+        }
+        state.held = end;
+        state.hasher.update(news);
+        Ok(end)
+    }
+
+    /// Ends an upload: verifies it, makes it durable and visible. When the expected content is here already that is
+    /// success, whether or not the upload is. An upload that does not turn out as expected is given up.
+    pub fn commit(&self, upload: u64, expected: Expected, length: u64) -> Result<Committed, StoreError> {
+        self.check_disk()?;
+        if let Expected::Hash(hash) = expected
+            && let Some(found) = self.find(hash)?
+        {
+            self.abort(upload);
+            return Ok(found);
+        }
+        let shared = held(&self.uploads).get(&upload).cloned().ok_or(StoreError::UploadUnknown(upload))?;
+        let state = held(&shared);
+        let committed = self.verify(&state, expected, length).and_then(|hash| {
+            if state.length.is_some_and(|reserved| reserved != length) {
+                self.disk.truncate(&state.file, length)?;
+            }
+            self.publish(&state.file, &state.path, hash, length)
+        });
+        // Nobody waits for the table of uploads while holding an upload: `begin` locks them in the other order.
+        drop(state);
+        match &committed {
+            Ok(Committed { already_there: false, .. }) => {
+                held(&self.uploads).remove(&upload);
+            }
+            Ok(_) | Err(_) => self.abort(upload),
+        }
+        committed
+    }
+
+    /// Gives an upload up; unknown ones are given up already.
+    pub fn abort(&self, upload: u64) {
+        let Some(state) = held(&self.uploads).remove(&upload) else { return };
+        if let Err(error) = self.disk.remove(&held(&state).path) {
+            tracing::warn!(%error, upload, "a given-up upload stays in staging until the next start");
+        }
+    }
+
+    /// Takes a complete local file into the store by renaming it, without a copy. The file lies on the store's filesystem and
+    /// nobody has it open for writing; from now on it belongs to this process's user. Symlinks and special files are refused.
+    pub fn adopt(&self, path: &Path) -> Result<Committed, StoreError> {
+        self.check_disk()?;
+        // A FIFO would otherwise hold us until somebody writes to it.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = File::options().read(true).custom_flags(flags).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(StoreError::Unusable { path: path.to_path_buf(), why: "it is not a regular file".into() });
+        }
+        let (hash, length) = hash_file(&file)?;
+        // Who owned it could make it writable again.
+        // SAFETY: geteuid has no preconditions.
+        std::os::unix::fs::fchown(&file, Some(unsafe { libc::geteuid() }), None)?;
+        let committed = self.publish(&file, path, hash, length)?;
+        if committed.already_there {
+            self.disk.remove(path)?;
+        }
+        Ok(committed)
+    }
+
+    /// Reads up to `length` bytes at `offset`; fewer only at the file's end.
+    pub fn read(&self, file: FileId, offset: u64, length: usize) -> Result<Vec<u8>, StoreError> {
+        let file_length = self.length(file)?;
+        let rest = file_length.checked_sub(offset).ok_or(StoreError::OutOfRange {
+            file,
+            offset,
+            length: length as u64,
+            file_length,
+        })?;
+        let mut bytes = vec![0; usize::try_from(rest).unwrap_or(usize::MAX).min(length)];
+        File::open(self.path(file)?)?.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+
+    /// Maps a stored file, for sending without a copy.
+    pub fn map(&self, file: FileId) -> Result<Arc<Mmap>, StoreError> {
+        let path = self.path(file)?;
+        let mut maps = held(&self.maps);
+        if let Some(at) = maps.iter().position(|(id, _)| *id == file) {
+            let found = maps.remove(at).expect("the position was found above");
+            maps.push_back(found.clone());
+            return Ok(found.1);
+        }
+        let open = File::open(path)?;
+        // SAFETY: sealed files are read-only and only this store writes its directory; it never changes or truncates one.
+        let map = Arc::new(unsafe { Mmap::map(&open) }?);
+        if maps.len() == MAPS_MAX {
+            maps.pop_front();
+        }
+        maps.push_back((file, map.clone()));
+        Ok(map)
+    }
+
+    fn check_disk(&self) -> Result<(), StoreError> {
+        if self.disk.is_bad() { Err(StoreError::Bad) } else { Ok(()) }
+    }
+
+    /// The stored file with this hash, if there is one; other content under the same name is an error.
+    fn find(&self, hash: Hash) -> Result<Option<Committed>, StoreError> {
+        let file = FileId::of(hash);
+        match self.stat(file) {
+            Ok(stat) if stat.hash == hash => {
+                Ok(Some(Committed { file, hash, length: stat.length, already_there: true }))
+            }
+            Ok(stat) => {
+                tracing::error!(%file, here = %stat.hash, asked = %hash, "two contents with one name: somebody made a pair");
+                Err(StoreError::ExistsDifferent { file, here: stat.hash, asked: hash })
+            }
+            Err(StoreError::FileUnknown(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn verify(&self, state: &Upload, expected: Expected, length: u64) -> Result<Hash, StoreError> {
+        if state.held != length {
+            return Err(StoreError::Mismatch(format!("{} of {length} bytes are here", state.held)));
+        }
+        let hash = state.hasher.finish();
+        let as_expected = match expected {
+            Expected::Hash(expected) => expected == hash,
+            Expected::Id(file) => file.names(hash),
+            Expected::Anything => true,
+        };
+        if as_expected {
+            return Ok(hash);
+        }
+        let expected = match expected {
+            Expected::Hash(expected) => expected.to_string(),
+            Expected::Id(file) => file.to_string(),
+            Expected::Anything => "anything".into(),
+        };
+        Err(StoreError::Mismatch(format!("{expected} was expected, and the bytes hash to {hash}")))
+    }
+
+    /// The commit proper. The order is the whole point: content durable under a name nobody reads, then the real name,
+    /// then the real name durable, then the answer.
+    fn publish(&self, file: &File, from: &Path, hash: Hash, length: u64) -> Result<Committed, StoreError> {
+        let id = FileId::of(hash);
+        self.disk.set_hash(file, hash)?;
+        self.disk.seal(file)?;
+        self.disk.sync_data(file)?;
+        let _publishing = held(&self.publishing);
+        if let Some(found) = self.find(hash)? {
+            return Ok(found);
+        }
+        let (directories, path) = self.layout.of(id);
+        for directory in &directories {
+            self.disk.make_directory(directory)?;
+        }
+        self.disk.rename(from, &path)?;
+        self.disk.sync_directory(&directories[1])?;
+        held(&self.files).insert(id, length);
+        Ok(Committed { file: id, hash, length, already_there: false })
+    }
+
+    /// Takes a file out of the store that is not what its name says.
+    fn discard(&self, file: FileId, path: &Path) {
+        tracing::error!(%file, "the stored bytes are not what their name says: moved to the trash");
+        held(&self.files).remove(&file);
+        held(&self.maps).retain(|(id, _)| *id != file);
+        let to = self.layout.trash().join(format!("{file}.dat"));
+        if let Err(error) = self.disk.rename(path, &to) {
+            tracing::error!(%error, %file, "it could not be moved");
+        }
+    }
+}
+
+/// Locks; a thread that panicked while it held the lock has left nothing half-done that is not a bug already.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,182 @@
+//! What a store promises when nothing crashes.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+
+use wire::limit::MIB;
+
+use super::*;
+use crate::hash_bytes;
+
+const NODE: NodeId = NodeId([1; 16]);
+
+fn a_store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), NODE).expect("an empty directory becomes a store");
+    (dir, store)
+}
+
+fn put(store: &Store, content: &[u8]) -> Result<Committed, StoreError> {
+    let upload = 7;
+    assert_eq!(store.begin(upload, Some(content.len() as u64))?, 0);
+    for (number, block) in content.chunks(MIB).enumerate() {
+        store.write(upload, (number * MIB) as u64, block)?;
+    }
+    store.commit(upload, Expected::Hash(hash_bytes(content)), content.len() as u64)
+}
+
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at * 31 % 251) as u8).collect()
+}
+
+#[test]
+fn files_of_every_size_around_a_block_come_back() {
+    let (_dir, store) = a_store();
+    for length in [0, 1, MIB - 1, MIB, MIB + 1] {
+        let content = bytes(length);
+        let committed = put(&store, &content).expect("it is stored");
+        assert_eq!(committed.file, FileId::of(hash_bytes(&content)));
+        assert_eq!((committed.length, committed.already_there), (length as u64, false));
+        assert_eq!(store.read(committed.file, 0, 2 * MIB).expect("it is here"), content);
+        assert_eq!(&store.map(committed.file).expect("it maps")[..], &content[..]);
+        assert_eq!(
+            store.stat(committed.file).expect("it is here"),
+            Stat { length: length as u64, hash: hash_bytes(&content) }
+        );
+    }
+    assert_eq!(store.list().len(), 5);
+}
+
+#[test]
+fn a_stored_file_is_read_only_at_the_path_of_its_name() {
+    let (dir, store) = a_store();
+    let file = put(&store, b"abc").expect("it is stored").file;
+    let name = file.to_string();
+    let path = dir.path().join("files").join(&name[0..2]).join(&name[2..4]).join(format!("{name}.dat"));
+    assert_eq!(store.path(file).expect("it is here"), path);
+    assert_eq!(fs::metadata(path).expect("it is there").permissions().mode() & 0o7777, 0o444);
+}
+
+#[test]
+fn storing_the_same_content_again_is_success() {
+    let (_dir, store) = a_store();
+    assert!(!put(&store, b"abc").expect("it is stored").already_there);
+    assert!(put(&store, b"abc").expect("it is stored").already_there);
+    // The answer was lost, and the upload is long gone.
+    let again = store.commit(99, Expected::Hash(hash_bytes(b"abc")), 3).expect("it is here");
+    assert!(again.already_there);
+}
+
+#[test]
+fn content_that_is_not_what_was_announced_is_refused_and_forgotten() {
+    let (dir, store) = a_store();
+    store.begin(1, Some(3)).expect("begun");
+    store.write(1, 0, b"abc").expect("written");
+    assert!(matches!(store.commit(1, Expected::Hash(hash_bytes(b"abd")), 3), Err(StoreError::Mismatch(_))));
+    assert!(matches!(store.write(1, 0, b"abc"), Err(StoreError::UploadUnknown(1))));
+    store.begin(2, Some(3)).expect("begun");
+    assert!(matches!(store.write(2, 0, b"abcd"), Err(StoreError::Mismatch(_))));
+    store.begin(3, None).expect("begun");
+    store.write(3, 0, b"ab").expect("written");
+    assert!(matches!(store.commit(3, Expected::Id(FileId::of(hash_bytes(b"abc"))), 3), Err(StoreError::Mismatch(_))));
+    assert!(store.list().is_empty());
+    assert_eq!(fs::read_dir(dir.path().join("staging")).expect("it is there").count(), 0);
+}
+
+#[test]
+fn a_name_taken_by_other_content_is_refused() {
+    let (_dir, store) = a_store();
+    let (here, path) = {
+        let file = put(&store, b"abc").expect("it is stored").file;
+        (file, store.path(file).expect("it is here"))
+    };
+    // Make the pair that an attacker would need 2^61 hashes for: same 122 bits, another full hash.
+    let mut other = hash_bytes(b"abc");
+    other.0[31] ^= 1;
+    assert!(here.names(other));
+    assert!(matches!(store.commit(5, Expected::Hash(other), 3), Err(StoreError::ExistsDifferent { .. })));
+    assert_eq!(fs::read(path).expect("it is there"), b"abc");
+}
+
+#[test]
+fn repetitions_overlaps_and_gaps_do_not_disturb_an_upload() {
+    let (_dir, store) = a_store();
+    assert_eq!(store.begin(1, None).expect("begun"), 0);
+    assert_eq!(store.write(1, 0, b"abc").expect("written"), 3);
+    assert_eq!(store.write(1, 0, b"abc").expect("a repetition"), 3);
+    assert_eq!(store.write(1, 5, b"fgh").expect("a gap"), 3);
+    assert_eq!(store.begin(1, None).expect("begun again"), 3);
+    assert_eq!(store.write(1, 1, b"bcde").expect("an overlap"), 5);
+    assert_eq!(store.write(1, u64::MAX, b"x").expect("far away"), 5);
+    let committed = store.commit(1, Expected::Anything, 5).expect("it is stored");
+    assert_eq!(store.read(committed.file, 0, 9).expect("it is here"), b"abcde");
+}
+
+#[test]
+fn a_store_opened_again_has_its_files_and_no_half_ones() {
+    let (dir, store) = a_store();
+    let file = put(&store, b"abc").expect("it is stored").file;
+    store.begin(8, Some(100)).expect("begun");
+    store.write(8, 0, b"half").expect("written");
+    drop(store);
+    let store = Store::open(dir.path(), NODE).expect("it opens again");
+    assert_eq!(store.list(), [(file, 3)]);
+    assert!(matches!(store.write(8, 4, b"more"), Err(StoreError::UploadUnknown(8))));
+    assert_eq!(fs::read_dir(dir.path().join("staging")).expect("it is there").count(), 0);
+}
+
+#[test]
+fn a_store_belongs_to_one_node_one_format_and_one_process() {
+    let (dir, store) = a_store();
+    assert!(matches!(Store::open(dir.path(), NODE), Err(StoreError::Unusable { .. })), "it is open already");
+    drop(store);
+    assert!(matches!(Store::open(dir.path(), NodeId([2; 16])), Err(StoreError::Unusable { .. })));
+    fs::write(dir.path().join("VERSION"), "2\n").expect("written");
+    assert!(matches!(Store::open(dir.path(), NODE), Err(StoreError::Unusable { .. })));
+}
+
+#[test]
+fn a_local_file_is_adopted_without_a_copy() {
+    use std::os::unix::fs::MetadataExt;
+    let (dir, store) = a_store();
+    let path = dir.path().join("output");
+    fs::write(&path, b"made here").expect("written");
+    let inode = fs::metadata(&path).expect("it is there").ino();
+    let committed = store.adopt(&path).expect("it is taken");
+    assert_eq!(committed.hash, hash_bytes(b"made here"));
+    assert_eq!(fs::metadata(store.path(committed.file).expect("it is here")).expect("there").ino(), inode);
+    assert!(!path.exists());
+    fs::write(&path, b"made here").expect("written");
+    assert!(store.adopt(&path).expect("it is here").already_there);
+    assert!(!path.exists());
+    std::os::unix::fs::symlink("/etc/passwd", &path).expect("linked");
+    assert!(store.adopt(&path).is_err(), "a symlink is not content");
+}
+
+#[test]
+fn a_range_of_a_large_sparse_file_is_read_where_it_lies() {
+    let (dir, store) = a_store();
+    let path = dir.path().join("sparse");
+    let length = 64 * MIB as u64 + 5;
+    let file = File::create(&path).expect("made");
+    file.set_len(length).expect("sized");
+    file.write_all_at(b"needle", length - 6).expect("written");
+    let committed = store.adopt(&path).expect("it is taken");
+    assert_eq!(store.read(committed.file, length - 6, MIB).expect("it is here"), b"needle");
+    assert_eq!(store.read(committed.file, 3, 2).expect("it is here"), [0, 0]);
+    assert_eq!(store.read(committed.file, length, 2).expect("the end is a place"), []);
+    assert!(matches!(store.read(committed.file, length + 1, 1), Err(StoreError::OutOfRange { .. })));
+}
+
+#[test]
+fn damage_is_noticed_when_the_hash_is_computed_again() {
+    let (dir, store) = a_store();
+    let file = put(&store, b"abc").expect("it is stored").file;
+    let path = store.path(file).expect("it is here");
+    fs::remove_file(&path).expect("removed");
+    fs::write(&path, b"abd").expect("damaged, and the attribute is gone");
+    assert!(matches!(store.stat(file), Err(StoreError::FileUnknown(_))));
+    assert!(!store.have(file));
+    assert_eq!(fs::read_dir(dir.path().join("trash")).expect("it is there").count(), 1);
+    assert!(!put(&store, b"abc").expect("it is stored again").already_there);
+}
