@@ -157,6 +157,7 @@ fn parse_time(time: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn times_are_seconds_since_1970() {
@@ -171,7 +172,11 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("zg-left-{}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
         assert_eq!(left_behind(&folder), [""; 0]);
-        let mut cat = Command::new("cat").current_dir(&folder).stdin(Stdio::piped()).spawn().unwrap();
+        let mut command = Command::new("cat");
+        let mut cat = command.current_dir(&folder).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Linux shows a new program's arguments a moment after spawn returns; once it answers, they are there.
+        cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         assert_eq!(left_behind(&folder), [format!("process {} (cat)", cat.id())]);
         drop(cat.stdin.take());
         cat.wait().unwrap();
