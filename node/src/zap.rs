@@ -3,7 +3,8 @@
 //! The keys are the public certificates `*.key` of one directory. A certificate that is dropped in later counts from the
 //! next question on, one that is removed is refused. Each endpoint has its own list, found by its ZAP domain; a domain
 //! without a list gets no one in. Whoever is not admitted gets status 300, "try later", not 400: libzmq's client gives
-//! up for ever on 400, and then a node that was started before its certificate arrived would never connect.
+//! up for ever on 400, and then a node that was started before its certificate arrived would never connect. (libzmq ends
+//! a connection that got 300 at the latest when its handshake time is over.)
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd};

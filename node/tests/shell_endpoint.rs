@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use node::{Bind, Certificate, Clock, Endpoint, EndpointConfig, EndpointError, Frame, Identity, PeerClass, SendError};
@@ -522,6 +522,68 @@ fn a_peer_that_connects_again_is_heard_at_once_and_has_a_new_number() {
     }
     let numbers: BTreeSet<PeerId> = cluster.heard.iter().map(|(peer, _, _)| *peer).collect();
     assert_eq!(numbers.len(), 5);
+}
+
+/// Carries TCP connections to the server, and can cut them on the client's side only.
+struct Relay {
+    address: String,
+    carried: Arc<Mutex<Vec<(TcpStream, TcpStream)>>>,
+}
+
+fn a_relay(server: &str) -> Relay {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp://{}", listener.local_addr().unwrap());
+    let server = server.strip_prefix("tcp://").unwrap().to_owned();
+    let carried: Arc<Mutex<Vec<(TcpStream, TcpStream)>>> = Arc::default();
+    let connections = carried.clone();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let Ok(upstream) = TcpStream::connect(&server) else { return };
+            for (mut from, mut to) in [(&client, &upstream), (&upstream, &client)]
+                .map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()))
+            {
+                // An end on one side is not carried over to the other.
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            }
+            connections.lock().unwrap().push((client, upstream));
+        }
+    });
+    Relay { address, carried }
+}
+
+impl Relay {
+    fn cut_clients(&self) {
+        for (client, _upstream) in self.carried.lock().unwrap().iter() {
+            // It may be cut already.
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn a_connection_cut_on_the_clients_side_only_is_heard_again() {
+    let mut cluster = a_cluster();
+    let relay = a_relay(&cluster.address());
+    let mut worker = a_peer(&cluster, Some(W1), Some(Role::Worker), Some(W1));
+    let key = cluster.certificate.public;
+    worker.server = worker.endpoint.connect(&relay.address, Some(key), Role::Master, PeerClass::Control).unwrap();
+    for request in 1..=3 {
+        // What was under way when the connection broke is lost, so a client asks again.
+        cluster.until("an answer", |cluster| {
+            worker.send(vec![watch(W1, request)]);
+            let deadline = Clock.now() + Duration::from_millis(500);
+            while worker.inbox.is_empty() && Clock.now() < deadline {
+                worker.turn();
+                cluster.turn();
+            }
+            worker.inbox.pop().filter(|frames| answered(frames) == Answered::Batch(request))
+        });
+        relay.cut_clients();
+        cluster.until("the cut to be noticed", |_| {
+            worker.turn();
+            (!worker.endpoint.is_connected(worker.server)).then_some(())
+        });
+    }
 }
 
 #[test]
