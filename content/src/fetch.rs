@@ -9,9 +9,6 @@ use std::collections::BTreeMap;
 use wire::limit::BLOCK_SIZE;
 use wire::{Duration, ErrorCode, FileAddress, FileRequest, FixedPart, Instant, Message, NodeId, U64};
 
-// mod blocking;
-// pub use blocking::{Fetched, Fetcher};
-
 /// Settings of a fetch.
 #[derive(Clone, Copy, Debug)]
 pub struct FetchSettings {

@@ -1,8 +1,8 @@
-//! BLAKE3 of contents, and the receipts by which a storage node vouches for a file that it made durable.
+//! BLAKE3 of contents, in one piece, in several, and of whole files.
 
 use std::io::{self, Read};
 
-use wire::{FileId, Hash, NodeId};
+use wire::Hash;
 
 /// Hashes bytes that come in pieces.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +16,17 @@ impl Hasher {
     /// The hash of all bytes so far.
     pub fn finish(&self) -> Hash {
         Hash(*self.0.finalize().as_bytes())
+    }
+}
+
+impl io::Write for Hasher {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -42,27 +53,6 @@ pub fn hash_file(mut source: impl Read) -> io::Result<(Hash, u64)> {
     }
 }
 
-/// The receipt of `storage` for a durable copy of a file: a MAC over node uuid, file uuid, hash and length (u64,
-/// little-endian) under the cluster's receipt key, which storage nodes and masters hold and nobody else.
-pub fn receipt(key: &[u8; 32], storage: NodeId, file: FileId, hash: Hash, length: u64) -> [u8; 32] {
-    let mut mac = blake3::Hasher::new_keyed(key);
-    mac.update(&storage.0).update(&file.0).update(&hash.0).update(&length.to_le_bytes());
-    *mac.finalize().as_bytes()
-}
-
-/// True when `claimed` is the receipt for exactly this; takes the same time whether or not it is.
-pub fn verify_receipt(
-    key: &[u8; 32],
-    storage: NodeId,
-    file: FileId,
-    hash: Hash,
-    length: u64,
-    claimed: &[u8; 32],
-) -> bool {
-    // blake3::Hash compares in constant time.
-    blake3::Hash::from_bytes(receipt(key, storage, file, hash, length)) == blake3::Hash::from_bytes(*claimed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,18 +70,5 @@ mod tests {
     fn the_hash_is_plain_blake3() {
         let empty = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
         assert_eq!(hash_bytes(b"").to_string(), empty);
-    }
-
-    #[test]
-    fn a_receipt_holds_for_one_node_file_hash_and_length() {
-        let (key, node, hash) = ([7; 32], NodeId([1; 16]), hash_bytes(b"x"));
-        let file = FileId::of(hash);
-        let good = receipt(&key, node, file, hash, 1);
-        assert!(verify_receipt(&key, node, file, hash, 1, &good));
-        assert!(!verify_receipt(&[8; 32], node, file, hash, 1, &good));
-        assert!(!verify_receipt(&key, NodeId([2; 16]), file, hash, 1, &good));
-        assert!(!verify_receipt(&key, node, FileId([0; 16]), hash, 1, &good));
-        assert!(!verify_receipt(&key, node, file, hash_bytes(b"y"), 1, &good));
-        assert!(!verify_receipt(&key, node, file, hash, 2, &good));
     }
 }

@@ -5,10 +5,16 @@
 
 mod fetch;
 mod hash;
+mod holder;
 mod put;
+mod receipt;
+mod serve;
 mod store;
 
 pub use fetch::{Fetch, FetchAnswer, FetchError, FetchSettings};
-pub use hash::{Hasher, hash_bytes, hash_file, receipt, verify_receipt};
+pub use hash::{Hasher, hash_bytes, hash_file};
+pub use holder::{Fetched, Holder, HolderAddress};
 pub use put::{Part, Put, PutAction, PutContent, PutError, PutSettings, Source};
+pub use receipt::{load_receipt_key, new_receipt_key, receipt, save_receipt_key, verify_receipt};
+pub use serve::{Ask, AskRange, Refusal, Served};
 pub use store::{Committed, Expected, Stat, Store, StoreError};

@@ -10,9 +10,7 @@ use wire::{
     Reader, U16, U64,
 };
 
-// mod blocking;
 mod source;
-// pub use blocking::{Putter, Stored};
 pub use source::{Part, Source};
 
 /// Settings of a put.
@@ -199,6 +197,7 @@ impl Put {
             return Err(PutError::Protocol { what: "more bytes are held than there are" });
         }
         self.held = contiguous;
+        self.sent = self.sent.max(contiguous);
         self.credit = credit.into();
         self.deadline = Some(now + self.settings.answer_timeout);
         if self.held == self.content.length {

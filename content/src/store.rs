@@ -237,9 +237,12 @@ impl Store {
     /// success, whether or not the upload is. An upload that does not turn out as expected is given up.
     pub fn commit(&self, upload: u64, expected: Expected, length: u64) -> Result<Committed, StoreError> {
         self.check_disk()?;
-        if let Expected::Hash(hash) = expected
-            && let Some(found) = self.find(hash)?
-        {
+        let found = match expected {
+            Expected::Hash(hash) => self.find(hash)?,
+            Expected::Id(file) if self.have(file) => self.find(self.stat(file)?.hash)?,
+            Expected::Id(_) | Expected::Anything => None,
+        };
+        if let Some(found) = found {
             self.abort(upload);
             return Ok(found);
         }

@@ -1,0 +1,175 @@
+//! The disk threads: they perform the core's orders one after the other and bring back what became of them.
+//!
+//! There are two, so that nobody who reads waits behind an fsync: one for what changes the store, in order, and one for
+//! what only looks.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use content::{Expected, Refusal, Store, StoreError};
+use node::channel::{self, Inbox, Orders, Outbox};
+use node::{Bell, Frame};
+use wire::FileId;
+
+use crate::core::{Order, Outcome, Ticket};
+
+/// Orders that a thread has before it besides the one it works on; more wait on our side, bounded by the core's limits.
+const ORDERS_MAX: usize = 64;
+/// What has become of orders and was not fetched yet.
+const DONE_MAX: usize = 256;
+
+/// One order with the bytes that it writes.
+struct Job {
+    ticket: Ticket,
+    order: Order,
+    payload: Option<Frame>,
+}
+
+/// What became of an order, with the bytes that it read.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) ticket: Ticket,
+    pub(super) outcome: Outcome,
+    pub(super) content: Vec<Frame>,
+}
+
+/// One thread and what waits for it.
+struct Desk {
+    /// `None` = no more orders.
+    orders: Option<Orders<Job>>,
+    waiting: VecDeque<Job>,
+    thread: Option<JoinHandle<()>>,
+}
+
+pub(super) struct Disk {
+    writer: Desk,
+    reader: Desk,
+    done: Option<Inbox<Done>>,
+}
+
+impl Disk {
+    pub(super) fn start(store: &Arc<Store>, bell: &Bell) -> io::Result<Self> {
+        let (outbox, done) = channel::to_owner(DONE_MAX, bell);
+        let writer = Desk::start("disk-write", store.clone(), outbox.clone())?;
+        let reader = Desk::start("disk-read", store.clone(), outbox)?;
+        Ok(Self { writer, reader, done: Some(done) })
+    }
+
+    /// Gives an order; never waits.
+    pub(super) fn order(&mut self, ticket: Ticket, order: Order, payload: Option<Frame>) {
+        let desk = match &order {
+            Order::Begin { .. } | Order::Write { .. } | Order::Commit { .. } | Order::Abort { .. } => &mut self.writer,
+            Order::Read { .. } | Order::Have { .. } => &mut self.reader,
+        };
+        desk.waiting.push_back(Job { ticket, order, payload });
+        desk.hand_over();
+    }
+
+    /// The next order that is done.
+    pub(super) fn next_done(&mut self) -> Option<Done> {
+        let done = self.done.as_ref()?.try_recv().ok()?;
+        // Whoever finished has room.
+        self.writer.hand_over();
+        self.reader.hand_over();
+        Some(done)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Without an inbox the threads end after the order they are at.
+        self.done = None;
+        for desk in [&mut self.writer, &mut self.reader] {
+            desk.orders = None;
+            if let Some(thread) = desk.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Desk {
+    fn start(name: &str, store: Arc<Store>, outbox: Outbox<Done>) -> io::Result<Self> {
+        let (orders, jobs) = channel::to_helper::<Job>(ORDERS_MAX);
+        let work = move || {
+            for Job { ticket, order, payload } in jobs {
+                let (outcome, content) = perform(&store, order, payload.as_deref().unwrap_or(&[]));
+                if outbox.send(Done { ticket, outcome, content }).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.into()).spawn(work)?;
+        Ok(Self { orders: Some(orders), waiting: VecDeque::new(), thread: Some(thread) })
+    }
+
+    fn hand_over(&mut self) {
+        let Some(orders) = &self.orders else { return };
+        while let Some(job) = self.waiting.pop_front() {
+            if let Err(full) = orders.try_send(job) {
+                self.waiting.push_front(full.into_inner());
+                return;
+            }
+        }
+    }
+}
+
+fn perform(store: &Store, order: Order, payload: &[u8]) -> (Outcome, Vec<Frame>) {
+    let mut content = Vec::new();
+    let outcome = match order {
+        Order::Begin { upload, length, hash } => begin(store, upload, length, hash),
+        Order::Write { upload, offset, .. } => store
+            .write(upload, offset, payload)
+            .map(|contiguous| Outcome::Written { contiguous })
+            .map_err(Refusal::from),
+        Order::Commit { upload, hash, length } => store
+            .commit(upload, Expected::Hash(hash), length)
+            .map(|committed| Outcome::Committed {
+                file: committed.file,
+                hash: committed.hash,
+                length: committed.length,
+            })
+            .map_err(Refusal::from),
+        Order::Abort { upload } => {
+            store.abort(upload);
+            Ok(Outcome::Aborted)
+        }
+        Order::Read { ask } => ask.read(store).map(|served| {
+            content = served.frames;
+            Outcome::Read { file_length: served.file_length }
+        }),
+        Order::Have { files } => Ok(Outcome::Had { bits: have(store, &files) }),
+    };
+    match outcome {
+        Ok(outcome) => (outcome, content),
+        Err(Refusal { code, detail }) => {
+            tracing::debug!(%code, detail, "refused");
+            (Outcome::Failed { code, detail }, Vec::new())
+        }
+    }
+}
+
+fn begin(store: &Store, upload: u64, length: Option<u64>, hash: wire::Hash) -> Result<Outcome, Refusal> {
+    if !hash.is_nil() {
+        let file = FileId::of(hash);
+        match store.stat(file) {
+            Ok(stat) if stat.hash == hash => return Ok(Outcome::Exists { length: stat.length }),
+            Ok(stat) => return Err(StoreError::ExistsDifferent { file, here: stat.hash, asked: hash }.into()),
+            Err(StoreError::FileUnknown(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    store.begin(upload, length)?;
+    Ok(Outcome::Begun)
+}
+
+/// One bit per file, lowest first.
+fn have(store: &Store, files: &[FileId]) -> Vec<u8> {
+    let mut bits = vec![0; files.len().div_ceil(8)];
+    for (at, file) in files.iter().enumerate() {
+        bits[at / 8] |= u8::from(store.have(*file)) << (at % 8);
+    }
+    bits
+}
