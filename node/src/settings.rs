@@ -55,6 +55,26 @@ pub mod text {
     }
 }
 
+/// A server to connect to: its control socket and the public key in its certificate (40 characters of Z85).
+#[derive(Clone, PartialEq, Eq, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    pub endpoint: String,
+    #[serde(deserialize_with = "public_key")]
+    pub key: wire::ClientKey,
+}
+
+fn public_key<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<wire::ClientKey, D::Error> {
+    let text: String = serde::Deserialize::deserialize(deserializer)?;
+    let key = crate::certificate::parse_z85(&text).map(wire::ClientKey);
+    key.ok_or_else(|| serde::de::Error::custom(format!("'{text}' is not a public key: 40 characters of Z85")))
+}
+
+/// A node's uuid that may be left out: `#[serde(default, deserialize_with = "node::settings::optional_node")]`.
+pub fn optional_node<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<wire::NodeId>, D::Error> {
+    text::deserialize(deserializer).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
