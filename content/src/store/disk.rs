@@ -67,6 +67,10 @@ impl Disk {
         if length == 0 {
             return Ok(());
         }
+        // Asked for more than there is, a filesystem may first give all it has: nobody else could write meanwhile.
+        if free_bytes(file)? < length {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
         let length = libc::off_t::try_from(length).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
         // SAFETY: the descriptor is open for as long as `file` is borrowed; no memory is passed.
         let failed = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } != 0;
@@ -147,4 +151,15 @@ impl Disk {
         tracing::error!(%error, "{what} failed: the store takes and gives nothing any more");
         self.bad.store(true, Ordering::Relaxed);
     }
+}
+
+/// What users other than root may still fill of the filesystem that `file` lies on.
+fn free_bytes(file: &File) -> io::Result<u64> {
+    // SAFETY: a zeroed statvfs is a valid one, and the call fills it.
+    let mut filesystem: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and the struct is ours, both during the call.
+    if unsafe { libc::fstatvfs(file.as_raw_fd(), &raw mut filesystem) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(filesystem.f_bavail.saturating_mul(filesystem.f_frsize))
 }
