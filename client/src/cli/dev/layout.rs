@@ -1,0 +1,327 @@
+//! The cluster directory of `zg dev`: keys, settings and data of every process, made once and kept with `--dir`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use node::Certificate;
+use node::certificate::z85;
+use serde::Deserialize;
+use wire::{NodeId, Role};
+
+use crate::cli::failure::Failure;
+
+/// A Unix socket's path ends here: 108 bytes with the zero.
+const IPC_PATH_SIZE_MAX: usize = 107;
+
+/// Where the storage node listens for the bytes of files.
+const BULK_SOCKET: &str = "storage1/bulk.ipc";
+
+/// One process of the cluster.
+#[derive(Clone, Debug)]
+pub struct NodePlan {
+    pub name: String,
+    pub role: Role,
+    /// Its TOML file.
+    pub settings: PathBuf,
+    pub log: PathBuf,
+}
+
+/// A cluster directory that is ready to start in.
+#[derive(Debug)]
+pub struct Layout {
+    /// Absolute.
+    pub dir: PathBuf,
+    /// In the order to start them.
+    pub nodes: Vec<NodePlan>,
+    is_temporary: bool,
+    /// Held while we run: two clusters in one directory would spoil each other.
+    _lock: File,
+}
+
+impl Layout {
+    /// Makes the directory at `dir`, or a temporary one, or completes what is there.
+    pub fn make(dir: Option<&Path>, workers: u16) -> Result<Layout, Failure> {
+        let is_temporary = dir.is_none();
+        let dir = match dir {
+            Some(dir) => make_kept(dir)?,
+            None => make_temporary()?,
+        };
+        let made = Self::fill(dir.clone(), workers, is_temporary);
+        if made.is_err() && is_temporary {
+            // What went wrong is told already.
+            let _ = fs::remove_dir_all(&dir);
+        }
+        made
+    }
+
+    fn fill(dir: PathBuf, workers: u16, is_temporary: bool) -> Result<Layout, Failure> {
+        let text = dir
+            .to_str()
+            .ok_or_else(|| Failure::usage(format!("the directory {} is not named in UTF-8", dir.display())))?;
+        check_length(&dir)?;
+        let lock = lock(&dir)?;
+        for (name, mode) in [("certificates", 0o755), ("keys", 0o700)] {
+            make_dir(&dir.join(name), mode)?;
+        }
+        make_receipt_key(&dir.join("receipt.key"))?;
+
+        let mut names = vec![("master1".to_owned(), Role::Master)];
+        names.push(("loadbalancer1".to_owned(), Role::LoadBalancer));
+        names.push(("storage1".to_owned(), Role::Storage));
+        names.extend((1..=workers).map(|number| (format!("worker{number}"), Role::Worker)));
+        certificate(&dir, "client", Role::Client)?;
+        let mut certificates = BTreeMap::new();
+        for (name, role) in &names {
+            certificates.insert(name.clone(), certificate(&dir, name, *role)?);
+        }
+        let master = &certificates["master1"];
+        let mut ports = Ports::default();
+        let nodes: Vec<NodePlan> = names
+            .into_iter()
+            .map(|(name, role)| NodePlan {
+                settings: dir.join(format!("{name}.toml")),
+                log: dir.join(format!("{name}.log")),
+                name,
+                role,
+            })
+            .collect();
+        let master_bind = ports.bind_of(&dir.join("master1.toml"))?;
+        let masters = format!("{{ endpoint = \"{master_bind}\", key = \"{}\" }}", z85(&master.public.0));
+        for plan in &nodes {
+            let bind = if plan.role == Role::Master { master_bind.clone() } else { ports.bind_of(&plan.settings)? };
+            let own = &certificates[&plan.name];
+            let node = own.node().ok_or_else(|| {
+                Failure::new("cluster_invalid", format!("the certificate of {} names no node", plan.name))
+            })?;
+            make_dir(&dir.join(&plan.name), 0o700)?;
+            write(&plan.settings, &settings(plan, node, &bind, text, &masters), 0o600)?;
+        }
+        // Last: a directory with a cluster.toml is a whole one.
+        write(&dir.join("cluster.toml"), &format!("masters = [{masters}]\n"), 0o600)?;
+        Ok(Layout { dir, nodes, is_temporary, _lock: lock })
+    }
+
+    pub fn remove_if_temporary(self) -> io::Result<()> {
+        if self.is_temporary { fs::remove_dir_all(&self.dir) } else { Ok(()) }
+    }
+}
+
+/// The settings file of one process; paths in it are relative to it.
+fn settings(plan: &NodePlan, node: NodeId, bind: &str, dir: &str, masters: &str) -> String {
+    let name = &plan.name;
+    let mut text = format!(
+        "dir = \"{name}\"\nname = \"{name}\"\nnode = \"{node}\"\ncertificate = \"keys/{name}.key_secret\"\n\
+         certificates_dir = \"certificates\"\nbind = \"{bind}\"\n"
+    );
+    match plan.role {
+        Role::Master => text += "receipt_key = \"receipt.key\"\n",
+        Role::Storage => {
+            let bulk = quoted(&format!("ipc://{dir}/{BULK_SOCKET}"));
+            text += &format!("receipt_key = \"receipt.key\"\nbulk_bind = {bulk}\nmasters = [{masters}]\n");
+        }
+        Role::LoadBalancer | Role::Worker => text += &format!("masters = [{masters}]\n"),
+        Role::Gateway | Role::Client => {}
+    }
+    text
+}
+
+/// A TOML string.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => quoted += &format!("\\U{:08X}", u32::from(c)),
+            c => quoted.push(c),
+        }
+    }
+    quoted + "\""
+}
+
+/// The secret certificate of `name`: the one that is there, else a fresh one of a fresh node.
+fn certificate(dir: &Path, name: &str, role: Role) -> Result<Certificate, Failure> {
+    let failed = |error: node::CertificateError| Failure::new("cluster_invalid", error.to_string());
+    let path = dir.join(format!("keys/{name}.key_secret"));
+    let certificate = if path.exists() {
+        Certificate::load(&path).map_err(failed)?
+    } else {
+        let fresh = Certificate::new().with("role", role).with("node", NodeId::random()).with("name", name);
+        fresh.save_secret(&path).map_err(failed)?;
+        fresh
+    };
+    certificate.save_public(dir.join(format!("certificates/{name}.key"))).map_err(failed)?;
+    Ok(certificate)
+}
+
+/// Addresses to bind. All free ports are held until every one is picked, so that none is picked twice.
+#[derive(Default)]
+struct Ports {
+    held: Vec<TcpListener>,
+}
+
+#[derive(Deserialize)]
+struct Bound {
+    bind: String,
+}
+
+impl Ports {
+    /// The address in the settings at `path` if there are any: peers may remember it. Else one that is free now.
+    fn bind_of(&mut self, path: &Path) -> Result<String, Failure> {
+        if path.exists() {
+            let bound: Bound =
+                node::settings::load(path).map_err(|error| Failure::new("cluster_invalid", error.to_string()))?;
+            return Ok(bound.bind);
+        }
+        let failed = |error: io::Error| Failure::new("system", format!("no free port on 127.0.0.1: {error}"));
+        let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        self.held.push(listener);
+        Ok(format!("tcp://{address}"))
+    }
+}
+
+/// Sockets lie in the directory, and their paths are short.
+fn check_length(dir: &Path) -> Result<(), Failure> {
+    let socket = dir.join(BULK_SOCKET);
+    let (length, max) = (socket.as_os_str().len(), IPC_PATH_SIZE_MAX);
+    if length <= max {
+        return Ok(());
+    }
+    let socket = socket.display();
+    let message =
+        format!("the directory is too long: the socket {socket} would have {length} bytes, at most {max} work");
+    Err(Failure::usage(message).hint("Name a shorter one with --dir or TMPDIR"))
+}
+
+fn make_kept(dir: &Path) -> Result<PathBuf, Failure> {
+    check_length(&std::path::absolute(dir).map_err(|error| failed(dir, &error))?)?;
+    let is_used = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+    // The lock is the first file that we make: with it alone, an earlier start was cut short.
+    let is_ours = dir.join("cluster.toml").exists() || dir.join("lock").exists();
+    if is_used && !is_ours {
+        let message = format!("the directory {} is not empty and has no cluster in it", dir.display());
+        return Err(Failure::usage(message).hint("Name a new one"));
+    }
+    make_dir(dir, 0o700)?;
+    dir.canonicalize().map_err(|error| failed(dir, &error))
+}
+
+fn make_temporary() -> Result<PathBuf, Failure> {
+    let temporary = std::env::temp_dir();
+    loop {
+        let name = format!("zg-{}", &NodeId::random().to_string()[..8]);
+        let dir = temporary.join(name);
+        match fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Ok(()) => return dir.canonicalize().map_err(|error| failed(&dir, &error)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed(&dir, &error)),
+        }
+    }
+}
+
+/// Makes a directory, or gives the one that is there its mode.
+fn make_dir(dir: &Path, mode: u32) -> Result<(), Failure> {
+    let made = fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
+    made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(mode))).map_err(|error| failed(dir, &error))
+}
+
+fn lock(dir: &Path) -> Result<File, Failure> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(|error| failed(&path, &error))?;
+    // SAFETY: flock on a descriptor that we own.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+        let message = format!("another zg dev runs in {}", dir.display());
+        return Err(Failure::new("in_use", message).hint(format!("Use it: ZG_CLUSTER={}", dir.display())));
+    }
+    Ok(file)
+}
+
+fn make_receipt_key(path: &Path) -> Result<(), Failure> {
+    if path.exists() {
+        return Ok(());
+    }
+    let mut key = [0; 32];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut key))
+        .map_err(|error| failed(path, &error))?;
+    write(path, &format!("{}\n", wire::hex(&key)), 0o600)
+}
+
+/// Replaces a file in one step.
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+    let write = || -> io::Result<()> {
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(".new");
+        let mut file = File::options().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)
+    };
+    write().map_err(|error| failed(path, &error))
+}
+
+fn failed(path: &Path, error: &io::Error) -> Failure {
+    Failure::new("local_file", format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn make(dir: &Path, workers: u16) -> Layout {
+        Layout::make(Some(dir), workers).unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    #[test]
+    fn a_directory_is_a_cluster_that_a_client_can_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = make(&dir.path().join("c"), 2);
+        let names: Vec<&str> = layout.nodes.iter().map(|node| node.name.as_str()).collect();
+        assert_eq!(names, ["master1", "loadbalancer1", "storage1", "worker1", "worker2"]);
+        let cluster = client::Cluster::load(&layout.dir).unwrap();
+        let master = Certificate::load(layout.dir.join("certificates/master1.key")).unwrap();
+        assert_eq!(cluster.masters[0].key, master.public);
+        assert_eq!(fs::metadata(&layout.dir).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_kept_directory_keeps_keys_and_ports() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        drop(make(dir.path(), 1));
+        let files = ["cluster.toml", "worker1.toml", "keys/worker1.key_secret", "receipt.key"];
+        let before = files.map(read);
+        drop(make(dir.path(), 2));
+        assert_eq!(files.map(read), before);
+        assert!(dir.path().join("worker2.toml").exists());
+    }
+
+    #[test]
+    fn a_directory_is_for_one_cluster_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let _running = make(dir.path(), 1);
+        let refused = Layout::make(Some(dir.path()), 1).unwrap_err();
+        assert!(format!("{refused:?}").contains("another zg dev"), "{refused:?}");
+    }
+
+    #[test]
+    fn directories_that_cannot_work_are_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.tex"), "").unwrap();
+        let refused = |dir: &Path| format!("{:?}", Layout::make(Some(dir), 1).unwrap_err());
+        assert!(refused(dir.path()).contains("is not empty"));
+        let long = dir.path().join("x".repeat(90));
+        assert!(refused(&long).contains("too long"), "{}", refused(&long));
+    }
+
+    #[test]
+    fn a_toml_string_hides_what_would_end_it() {
+        assert_eq!(quoted("a\"b\\\n"), "\"a\\\"b\\\\\\U0000000A\"");
+    }
+}

@@ -1,0 +1,109 @@
+//! `zg dev`: a whole cluster on this machine, in one terminal.
+//!
+//! It makes the cluster directory, starts the per-role programs that lie beside `zg`, says `ready:` when a job can run, and
+//! watches: a role that ends is reported and started again. Ctrl-C or SIGTERM stops them, workers first, and leaves
+//! nothing. Should this process be killed outright, the kernel kills the roles with it.
+
+mod layout;
+mod process;
+mod signals;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use client::{ClientError, Cluster, Connection, cluster};
+use wire::{NodeState, Role};
+
+use super::failure::Failure;
+use super::output::print;
+use super::{Context, Outcome};
+use layout::Layout;
+use process::Roles;
+use signals::Signals;
+
+#[derive(Args)]
+pub struct Dev {
+    /// 1: one master, one load balancer, one storage node
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
+    phase: u8,
+    /// How many workers
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    workers: u16,
+    /// Keep the cluster here, and go on with it the next time [default: a temporary directory]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// How often we ask whether a job can run.
+const PROBE_INTERVAL: Duration = Duration::from_millis(20);
+/// How long one such question may take.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
+/// A cluster that is not ready by then never will be.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Dev {
+    pub fn execute(self, context: &Context) -> Outcome {
+        if self.phase != 1 {
+            let message = format!("phase {} is not there yet: only phase 1 is", self.phase);
+            return Err(Failure::usage(message).hint("Try: zg dev --phase 1 --workers 2"));
+        }
+        process::check_programs()?;
+        // Before any thread starts, so that every thread leaves the signals to us.
+        let signals = Signals::take()?;
+        let layout = Layout::make(self.dir.as_deref(), self.workers)?;
+        context.output.note(&format!("cluster directory: {}", layout.dir.display()));
+        let mut roles = Roles::new(&layout);
+        let outcome = watch(&layout, &mut roles, &signals);
+        roles.stop(&signals);
+        let forgotten = cluster::forget_running(&layout.dir);
+        let removed = layout.remove_if_temporary();
+        outcome?;
+        forgotten.and(removed).map_err(|error| Failure::new("local_file", format!("cannot clean up: {error}")))?;
+        Ok(0)
+    }
+}
+
+/// Keeps the roles running until a signal asks to stop; says `ready:` once.
+fn watch(layout: &Layout, roles: &mut Roles, signals: &Signals) -> Result<(), Failure> {
+    roles.start_all()?;
+    let cluster = Cluster::load(&layout.dir)?;
+    let mut connection = Connection::open(cluster)?;
+    connection.timeout = PROBE_TIMEOUT;
+    let begun = connection.clock().now();
+    while !can_run(&mut connection, layout)? {
+        if signals.wait(Some(PROBE_INTERVAL)) {
+            return Ok(());
+        }
+        roles.look_after(true)?;
+        if connection.clock().now().since(begun) > READY_TIMEOUT {
+            let message = format!("the cluster is not ready after {} s", READY_TIMEOUT.as_secs());
+            return Err(Failure::new("timed_out", message).hint(roles.last_lines()));
+        }
+    }
+    drop(connection);
+    // Only a default for those who name no cluster: they name one if this does not work.
+    if let Err(error) = cluster::note_running(&layout.dir) {
+        eprintln!("warning: zg without --cluster will not find this cluster: {error}");
+    }
+    print(&format!("ready: ZG_CLUSTER={}", layout.dir.display()));
+    loop {
+        if signals.wait(roles.next_start()) {
+            return Ok(());
+        }
+        roles.look_after(false)?;
+    }
+}
+
+/// True when every worker is registered, storage is up and a load balancer leads.
+fn can_run(connection: &mut Connection, layout: &Layout) -> Result<bool, Failure> {
+    let nodes = match connection.nodes() {
+        Ok(nodes) => nodes,
+        // A master that starts is silent, or says that it is not ready.
+        Err(ClientError::NoMaster { .. } | ClientError::Refused { .. }) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    let is_up = |name: &str| nodes.iter().any(|node| node.name == name && node.state == NodeState::Up);
+    let has_primary = nodes.iter().any(|node| node.role == Role::LoadBalancer && node.is_primary);
+    Ok(has_primary && layout.nodes.iter().all(|node| is_up(&node.name)))
+}

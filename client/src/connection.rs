@@ -1,0 +1,296 @@
+//! A conversation with the masters: one request at a time, sent again until it is answered.
+//!
+//! Requests are numbered and idempotent, so a lost one, or a lost answer, costs one repetition. A master that does not
+//! lead says who does; one that is silent, busy or starting is asked again, ever more slowly, until the deadline.
+
+use std::path::Path;
+
+use node::signal::Stop;
+use node::{Clock, Endpoint, EndpointConfig, Frame, PeerClass};
+use wire::{BootNonce, Duration, ErrorCode, Instant, Message, NodeId, PeerId, Role};
+
+use crate::{ClientError, Cluster};
+
+/// How long a request is repeated until we give up.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The first repetition of a request comes after this, later ones after ever longer.
+const RESEND_INTERVAL: Duration = Duration::from_secs(1);
+const RESEND_INTERVAL_MAX: Duration = Duration::from_secs(5);
+/// A master that leads no more, is busy or starting is asked again this soon at first.
+const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+/// Messages taken in one turn.
+const MESSAGES_PER_TURN_MAX: usize = 64;
+
+/// A client's connection to its cluster.
+pub struct Connection {
+    pub(crate) cluster: Cluster,
+    pub(crate) clock: Clock,
+    /// How long a request is repeated before it fails; 30 s unless the caller says otherwise.
+    pub timeout: Duration,
+    pub(crate) endpoint: Endpoint,
+    /// In the order of the cluster's masters.
+    masters: Vec<PeerId>,
+    /// Which of the masters we ask.
+    leader: usize,
+    /// The storage node that we have chosen, once one was needed.
+    storage: Option<PeerId>,
+    last_request: u64,
+    /// Spreads repetitions of many clients.
+    jitter: u64,
+    /// The highest log index that an answer has named; later answers must not be older.
+    pub(crate) index: u64,
+    stop: Option<Stop>,
+}
+
+/// When to repeat a request.
+struct Resend {
+    at: Instant,
+    interval: Duration,
+}
+
+impl Connection {
+    /// Opens connections to all masters of `cluster`. Nothing is said yet, so a cluster that is down is no error here.
+    pub fn open(cluster: Cluster) -> Result<Self, ClientError> {
+        let failed =
+            |error: node::EndpointError| ClientError::Cluster { path: cluster.dir.clone(), why: error.to_string() };
+        // Several clients may use one certificate at once: what they choose must differ.
+        let (upper, lower) = NodeId::random().halves();
+        let boot = BootNonce::new(1, upper as u32);
+        let config = EndpointConfig::new(cluster.node, boot, cluster.certificate.clone());
+        let mut endpoint = Endpoint::open(config).map_err(failed)?;
+        let mut masters = Vec::new();
+        for master in &cluster.masters {
+            let peer = endpoint.connect(&master.endpoint, Some(master.key), Role::Master, PeerClass::Control);
+            masters.push(peer.map_err(failed)?);
+        }
+        Ok(Self {
+            cluster,
+            clock: Clock::new(),
+            timeout: TIMEOUT,
+            endpoint,
+            masters,
+            leader: 0,
+            storage: None,
+            last_request: lower >> 1,
+            jitter: upper | 1,
+            index: 0,
+            stop: None,
+        })
+    }
+
+    /// The clock by which the deadlines of this connection are told.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// The cluster that this connection is for.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// From now on SIGINT and SIGTERM end what waits with `ClientError::Interrupted`, instead of the process.
+    pub fn catch_signals(&mut self) {
+        self.stop = Some(Stop::install(&self.endpoint.bell()));
+    }
+
+    /// Lets signals end the process's waits no more: for what has to be done after one.
+    pub fn ignore_signals(&mut self) {
+        self.stop = None;
+    }
+
+    /// Fails when a signal has come since `catch_signals`.
+    pub fn check_signals(&self) -> Result<(), ClientError> {
+        match self.stop {
+            Some(stop) if stop.requested() => Err(ClientError::Interrupted),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Sends the frame that `build` makes for a fresh request number until it is answered, and returns the answer: any
+    /// message but an `error`, which becomes an error here.
+    pub(crate) fn ask(&mut self, build: impl FnOnce(u64) -> Vec<u8>) -> Result<Frame, ClientError> {
+        let answer = self.ask_until(None, RESEND_INTERVAL, build)?;
+        Ok(answer.expect("without an end there is an answer or an error"))
+    }
+
+    /// As `ask`, with the first repetition after `interval`, and `None` when `end` comes before an answer.
+    pub(crate) fn ask_until(
+        &mut self,
+        end: Option<Instant>,
+        interval: Duration,
+        build: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Result<Option<Frame>, ClientError> {
+        let request = self.next_request();
+        let frame = build(request);
+        let begun = self.clock.now();
+        let deadline = begun + self.timeout;
+        let mut refused = None;
+        let mut pause = REFUSED_PAUSE;
+        let mut resend = Resend { at: begun, interval };
+        loop {
+            self.check_signals()?;
+            let now = self.clock.now();
+            if end.is_some_and(|end| now >= end) {
+                return Ok(None);
+            }
+            if now >= deadline {
+                let (endpoints, waited) = (self.endpoints(), now.since(begun));
+                return Err(refused.unwrap_or(ClientError::NoMaster { endpoints, waited }));
+            }
+            if now >= resend.at {
+                // A full queue is as good as a lost message: it is repeated.
+                let _ = self.endpoint.send(self.masters[self.leader], frame.clone());
+                self.schedule(&mut resend, now);
+            }
+            let wake_at = resend.at.min(deadline);
+            self.endpoint.wait(Some(end.map_or(wake_at, |end| end.min(wake_at))));
+            for frame in self.answers_to(request) {
+                match Message::decode(&frame)? {
+                    Message::Error(error, detail) => {
+                        let code = ErrorCode::from_number(error.code.get());
+                        let detail = wire::bytes_text(detail);
+                        refused = Some(self.on_refusal(code, detail)?);
+                        resend.at = self.clock.now() + pause;
+                        pause = (pause * 2).min(RESEND_INTERVAL);
+                    }
+                    _ => return Ok(Some(frame)),
+                }
+            }
+            // Another master may lead when ours is silent.
+            if self.clock.now() >= resend.at && refused.is_none() {
+                self.leader = (self.leader + 1) % self.masters.len();
+            }
+        }
+    }
+
+    /// Sets when to repeat next: the interval and up to a quarter more, then half as long again the next time.
+    fn schedule(&mut self, resend: &mut Resend, now: Instant) {
+        self.jitter ^= self.jitter << 13;
+        self.jitter ^= self.jitter >> 7;
+        self.jitter ^= self.jitter << 17;
+        resend.at = now + resend.interval + resend.interval / 4 * (self.jitter % 1024) as u32 / 1024;
+        resend.interval = (resend.interval * 3 / 2).min(RESEND_INTERVAL_MAX);
+    }
+
+    /// A number that no request of this connection has had.
+    pub(crate) fn next_request(&mut self) -> u64 {
+        // Ranges of a file are numbered on from here, one by one.
+        self.last_request += 1 << 24;
+        self.last_request
+    }
+
+    /// The connection to a storage node: over its local bulk socket where this machine has it, else its control socket.
+    pub(crate) fn storage(&mut self) -> Result<PeerId, ClientError> {
+        if let Some(storage) = self.storage {
+            return Ok(storage);
+        }
+        let mut nodes = self.nodes()?;
+        nodes.retain(|node| node.role == Role::Storage);
+        // One that is lost may be on its way back.
+        nodes.sort_by_key(|node| node.state);
+        let Some(node) = nodes.first() else {
+            return Err(ClientError::NoStorage { what: "the cluster has no storage node".into() });
+        };
+        let local = node.bulk_endpoint.strip_prefix("ipc://").filter(|path| Path::new(path).exists());
+        let peer = match local {
+            Some(_) => self.endpoint.connect(&node.bulk_endpoint, None, Role::Storage, PeerClass::Bulk),
+            None => self.endpoint.connect(&node.endpoint, Some(node.public_key), Role::Storage, PeerClass::Control),
+        };
+        let peer = peer.map_err(|error| ClientError::NoStorage { what: error.to_string() })?;
+        self.storage = Some(peer);
+        Ok(peer)
+    }
+
+    /// The messages of this turn that `peer` has sent, each with all its frames.
+    pub(crate) fn messages_from(&mut self, peer: PeerId) -> Vec<Vec<Frame>> {
+        let mut messages = Vec::new();
+        self.endpoint.drain(MESSAGES_PER_TURN_MAX, &mut |from, _, frames| {
+            if from == peer && !frames.is_empty() {
+                messages.push(frames);
+            }
+        });
+        messages
+    }
+
+    /// The messages of this turn that answer `request`.
+    fn answers_to(&mut self, request: u64) -> Vec<Frame> {
+        let mut answers = Vec::new();
+        self.endpoint.drain(MESSAGES_PER_TURN_MAX, &mut |_, _, frames| {
+            let Some(frame) = frames.into_iter().next() else { return };
+            if Message::decode(&frame).is_ok_and(|message| request_of(&message) == Some(request)) {
+                answers.push(frame);
+            }
+        });
+        answers
+    }
+
+    /// What a refusal means: an error at once, or the one to give if the deadline comes first.
+    fn on_refusal(&mut self, code: Option<ErrorCode>, detail: String) -> Result<ClientError, ClientError> {
+        let Some(code) = code else { return Err(ClientError::Protocol(format!("unknown error code: {detail}"))) };
+        match code {
+            ErrorCode::NotLeader => {
+                // The detail names the leader's endpoint, if there is a leader.
+                let named = self.cluster.masters.iter().position(|master| detail.contains(&master.endpoint));
+                self.leader = named.unwrap_or((self.leader + 1) % self.masters.len());
+                Ok(ClientError::Refused { code, detail })
+            }
+            ErrorCode::Busy | ErrorCode::NotReady => Ok(ClientError::Refused { code, detail }),
+            ErrorCode::Malformed
+            | ErrorCode::UnknownType
+            | ErrorCode::NotAllowed
+            | ErrorCode::UnknownJob
+            | ErrorCode::FileUnknown
+            | ErrorCode::ExistsDifferent
+            | ErrorCode::InvalidRequest
+            | ErrorCode::Impossible
+            | ErrorCode::TooLarge
+            | ErrorCode::HashMismatch
+            | ErrorCode::UploadUnknown
+            | ErrorCode::DiskFull
+            | ErrorCode::StaleEpoch
+            | ErrorCode::ReceiptInvalid
+            | ErrorCode::UnknownNode => Err(ClientError::Refused { code, detail }),
+        }
+    }
+
+    fn endpoints(&self) -> String {
+        self.cluster.masters.iter().map(|master| master.endpoint.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The request that a master's message answers.
+fn request_of(message: &Message<'_>) -> Option<u64> {
+    match message {
+        Message::Error(fixed, _) => Some(fixed.request.get()),
+        Message::JobAccepted(fixed, _) => Some(fixed.request.get()),
+        Message::Committed(fixed, _) => Some(fixed.request.get()),
+        Message::Answer(fixed, _) => Some(fixed.request.get()),
+        Message::WatchBatch(fixed, _) => Some(fixed.request.get()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Master;
+    use node::Certificate;
+
+    #[test]
+    fn a_silent_cluster_is_told_with_its_endpoint() {
+        // A port that nobody listens on: bound and closed again.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let endpoint = format!("tcp://127.0.0.1:{port}");
+        let cluster = Cluster {
+            dir: "/nowhere".into(),
+            masters: vec![Master { endpoint: endpoint.clone(), key: Certificate::new().public }],
+            certificate: Certificate::new(),
+            node: NodeId([7; 16]),
+        };
+        let mut connection = Connection::open(cluster).unwrap();
+        connection.timeout = Duration::from_millis(100);
+        let error = connection.status().unwrap_err();
+        assert!(matches!(error, ClientError::NoMaster { .. }), "{error}");
+        assert!(error.to_string().contains(&endpoint), "{error}");
+    }
+}

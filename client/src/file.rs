@@ -1,0 +1,268 @@
+//! Files to and from storage: what a local file is, whether the cluster has it, its bytes there and back.
+//!
+//! Bytes go straight to a storage node, never through a master; the masters learn of a file by its receipt. What to send
+//! and what to ask for again is decided by `content`; here the frames go out and the bytes come in.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use content::{
+    Fetch, FetchAnswer, FetchError, FetchSettings, Put, PutAction, PutContent, PutError, PutSettings, Source,
+};
+use node::{Frame, Frames};
+use wire::record::{Bundle, OutputEntry, StoredFile, decode_output_index};
+use wire::{ErrorCode, FileAddress, FileId, FixedPart, Hash, Message, RecordFile, U64, Writer};
+
+use crate::{ClientError, Connection};
+
+/// The class of what a client puts.
+const CLASS_INPUT: u8 = 0;
+/// An index of outputs that is larger is damaged: it is some hundred bytes per output.
+const OUTPUT_INDEX_SIZE_MAX: u64 = 256 << 20;
+
+/// Where an input comes from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InputSource {
+    /// A file of this machine.
+    Local(PathBuf),
+    /// A stored file, or a piece of one.
+    Stored(FileAddress),
+}
+
+/// What an input is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Staged {
+    pub file: FileId,
+    /// Of the whole file.
+    pub hash: Hash,
+    /// Of the whole file, in bytes.
+    pub length: u64,
+    /// `(offset, length)`; `None` = the whole file.
+    pub piece: Option<(u64, u64)>,
+    pub executable: bool,
+}
+
+/// Why a file was not read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The caller's writer takes no more.
+    #[error("cannot write: {0}")]
+    Output(std::io::Error),
+}
+
+impl Connection {
+    /// What `source` is: a local file is read for its hash, a stored one has to be known to the masters.
+    pub fn describe(&mut self, source: &InputSource) -> Result<Staged, ClientError> {
+        match source {
+            InputSource::Local(path) => {
+                let mut content = Source::of_file(path).map_err(put_failed)?;
+                let hash = content.hash().map_err(put_failed)?;
+                let mode =
+                    path.metadata().map_err(|error| ClientError::local(path.display(), error))?.permissions().mode();
+                Ok(Staged { executable: mode & 0o111 != 0, ..whole(hash, content.length()) })
+            }
+            InputSource::Stored(address) => {
+                let record = self.file(address.file)?.ok_or_else(|| file_unknown(address.file))?;
+                if let Some((offset, length)) = address.piece
+                    && offset.checked_add(length).is_none_or(|end| end > record.length)
+                {
+                    return Err(ClientError::Request(format!(
+                        "{address} is beyond the file's {} bytes",
+                        record.length
+                    )));
+                }
+                Ok(Staged { file: address.file, piece: address.piece, ..whole(record.hash, record.length) })
+            }
+        }
+    }
+
+    /// Stores the local file at `path`, which `describe` has read, unless the masters know it; false = they do.
+    pub fn upload(&mut self, path: &Path, staged: &Staged) -> Result<bool, ClientError> {
+        let mut content = Source::of_file(path).map_err(put_failed)?;
+        self.store(&mut content, staged)
+    }
+
+    /// Stores a local file.
+    pub fn put_file(&mut self, path: &Path) -> Result<Staged, ClientError> {
+        let staged = self.describe(&InputSource::Local(path.to_owned()))?;
+        self.upload(path, &staged)?;
+        Ok(staged)
+    }
+
+    /// Stores all that `reader` gives.
+    pub fn put_reader(&mut self, reader: impl Read) -> Result<Staged, ClientError> {
+        let mut content = Source::of_reader(reader).map_err(put_failed)?;
+        let hash = content.hash().map_err(put_failed)?;
+        let staged = whole(hash, content.length());
+        self.store(&mut content, &staged)?;
+        Ok(staged)
+    }
+
+    fn store(&mut self, content: &mut Source, staged: &Staged) -> Result<bool, ClientError> {
+        if let Some(record) = self.file(staged.file)? {
+            if record.hash == staged.hash {
+                return Ok(false);
+            }
+            let detail = format!("{} is the name of another content in this cluster", staged.file);
+            return Err(ClientError::Refused { code: ErrorCode::ExistsDifferent, detail });
+        }
+        let stored = self.put(content, staged)?;
+        let mut body = Writer::new();
+        stored.encode(&mut body);
+        let sender = self.cluster.node;
+        let frame = self.ask(|request| {
+            RecordFile { request: U64::new(request), ..RecordFile::DEFAULT }.frame(sender, &body.bytes)
+        })?;
+        match Message::decode(&frame)? {
+            Message::Committed(committed, _) => self.index = self.index.max(committed.index.get()),
+            _ => return Err(ClientError::Protocol("a file's record is answered by another message".into())),
+        }
+        Ok(true)
+    }
+
+    /// Moves the bytes to storage and returns the receipts.
+    fn put(&mut self, content: &mut Source, staged: &Staged) -> Result<StoredFile, ClientError> {
+        let storage = self.storage()?;
+        let what = PutContent { hash: staged.hash, length: staged.length, class: CLASS_INPUT.into() };
+        let upload = self.next_request();
+        let mut put = Put::new(self.cluster.node, upload, what, PutSettings::default());
+        let mut heard_at = self.clock.now();
+        loop {
+            self.check_signals()?;
+            let now = self.clock.now();
+            for action in put.actions(now) {
+                let frames = match action {
+                    PutAction::Send { frame } => Frames::from(frame),
+                    PutAction::SendBlock { frame, offset, length } => {
+                        [frame, content.read(offset, length).map_err(put_failed)?].into()
+                    }
+                };
+                // What the endpoint does not take is as good as lost, and is repeated.
+                let _ = self.endpoint.send(storage, frames);
+            }
+            if let Some(receipts) = put.receipts() {
+                let (file, hash, length) = (staged.file, staged.hash, staged.length);
+                return Ok(StoredFile { file, hash, length, class: CLASS_INPUT, receipts: receipts.to_vec() });
+            }
+            let deadline = heard_at + self.timeout;
+            if now >= deadline {
+                return Err(self.silent_storage("put", staged.file));
+            }
+            self.endpoint.wait(Some(put.next_deadline().map_or(deadline, |at| at.min(deadline))));
+            for frames in self.messages_from(storage) {
+                heard_at = self.clock.now();
+                if let Ok(message) = Message::decode(&frames[0]) {
+                    put.receive(&message, heard_at).map_err(put_failed)?;
+                }
+            }
+        }
+    }
+
+    /// Writes a stored file, or a piece of one, to `into`; returns its length. A whole file is held against its hash, so
+    /// what was written is right only after success.
+    pub fn read_to(&mut self, address: FileAddress, into: &mut dyn Write) -> Result<u64, ReadError> {
+        let mut expected = None;
+        if address.piece.is_none() {
+            let record = self.file(address.file)?.ok_or_else(|| file_unknown(address.file))?;
+            expected = Some((record.hash, record.length));
+        }
+        let storage = self.storage()?;
+        let first_request = self.next_request();
+        let settings = FetchSettings::default();
+        let known_length = expected.map(|(_, length)| length);
+        let mut fetch = Fetch::new(self.cluster.node, address, 0, known_length, first_request, settings);
+        let mut hasher = content::Hasher::default();
+        // Blocks that came before those in front of them; at most as many as may be in flight.
+        let mut early: BTreeMap<u64, Vec<Frame>> = BTreeMap::new();
+        let begin = address.piece.map_or(0, |(offset, _)| offset);
+        let mut next = begin;
+        let mut heard_at = self.clock.now();
+        while !fetch.is_complete() {
+            self.check_signals()?;
+            let now = self.clock.now();
+            for frame in fetch.requests(now) {
+                // As in `put`.
+                let _ = self.endpoint.send(storage, frame);
+            }
+            let deadline = heard_at + self.timeout;
+            if now >= deadline {
+                return Err(self.silent_storage("get", address.file).into());
+            }
+            self.endpoint.wait(Some(fetch.next_deadline().map_or(deadline, |at| at.min(deadline))));
+            for mut frames in self.messages_from(storage) {
+                heard_at = self.clock.now();
+                let header = frames.remove(0);
+                let Ok(message) = Message::decode(&header) else { continue };
+                let length: usize = frames.iter().map(|frame| frame.len()).sum();
+                match fetch.receive(&message, length as u64, heard_at).map_err(fetch_failed)? {
+                    FetchAnswer::Bytes { offset } => {
+                        early.insert(offset, frames);
+                    }
+                    FetchAnswer::Ignored => {}
+                }
+            }
+            while let Some(frames) = early.remove(&next) {
+                for frame in frames {
+                    hasher.update(&frame);
+                    into.write_all(&frame).map_err(ReadError::Output)?;
+                    next += frame.len() as u64;
+                }
+            }
+        }
+        if expected.is_some_and(|(hash, _)| hasher.finish() != hash) {
+            return Err(fetch_failed(FetchError::Mismatch { address }).into());
+        }
+        Ok(next - begin)
+    }
+
+    /// The outputs in a chunk's bundle.
+    pub fn outputs(&mut self, bundle: &Bundle) -> Result<Vec<OutputEntry>, ClientError> {
+        let Some(address) = bundle.index() else { return Ok(Vec::new()) };
+        if bundle.index_length > OUTPUT_INDEX_SIZE_MAX {
+            return Err(ClientError::Protocol(format!("an index of {} bytes", bundle.index_length)));
+        }
+        let mut index = Vec::new();
+        self.read_to(address, &mut index).map_err(|error| match error {
+            ReadError::Client(error) => error,
+            ReadError::Output(error) => ClientError::local("memory", error),
+        })?;
+        Ok(decode_output_index(&index)?)
+    }
+
+    fn silent_storage(&self, verb: &str, file: FileId) -> ClientError {
+        let what = format!("cannot {verb} {file}: the storage node does not answer");
+        ClientError::NoStorage { what: format!("{what} since {} s", self.timeout.as_secs()) }
+    }
+}
+
+fn whole(hash: Hash, length: u64) -> Staged {
+    Staged { file: FileId::of(hash), hash, length, piece: None, executable: false }
+}
+
+fn file_unknown(file: FileId) -> ClientError {
+    ClientError::Refused { code: ErrorCode::FileUnknown, detail: format!("no file {file}") }
+}
+
+fn put_failed(error: PutError) -> ClientError {
+    match error {
+        PutError::Refused { code, detail } => ClientError::Refused { code, detail },
+        PutError::Local { what, why } => ClientError::Local { what, why },
+        error @ (PutError::Protocol { .. } | PutError::Deadline { .. }) => ClientError::Protocol(error.to_string()),
+    }
+}
+
+fn fetch_failed(error: FetchError) -> ClientError {
+    match error {
+        FetchError::FileUnknown(address) => file_unknown(address.file),
+        FetchError::Refused { code, detail } => ClientError::Refused { code, detail },
+        error @ FetchError::OutOfRange { .. } => ClientError::Request(error.to_string()),
+        FetchError::Local { what, why } => ClientError::Local { what, why },
+        error @ (FetchError::Protocol { .. } | FetchError::Mismatch { .. } | FetchError::Deadline { .. }) => {
+            ClientError::Protocol(error.to_string())
+        }
+    }
+}
