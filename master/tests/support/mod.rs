@@ -1,0 +1,3 @@
+//! Builders, and a master whose disk answers at once or when told.
+
+pub mod frames;
