@@ -34,6 +34,7 @@ impl Site {
         let node = NodeId::random();
         let storage = Certificate::new().with("role", Role::Storage).with("node", node).with("name", "s1");
         storage.save_secret(dir.path().join("s1.key_secret")).expect("saved");
+        storage.save_public(dir.path().join("s1.key")).expect("saved");
         let client = Certificate::new().with("role", Role::Client).with("name", "c1");
         client.save_public(keys.join("c1.key")).expect("saved");
         let receipt_key = content::new_receipt_key().expect("random bytes");
