@@ -494,7 +494,7 @@ messages! {
         flags: U32;
     } body "None."
 
-    /// A block of an upload; its bytes are the second frame.
+    /// A block of an upload; its bytes are the second frame. An `error` about it has the upload's number as its request.
     32 PutBlock "put_block" from [Master Worker Storage Gateway Client] min 41 {
         upload: U64;
         offset: U64;

@@ -46,7 +46,7 @@ impl Default for Limits {
         Self {
             uploads_max: 256,
             blocks_per_upload_max: 16,
-            blocks_in_flight_max: 256,
+            blocks_in_flight_max: 128,
             read_bytes_max: 512 * MIB as u64,
             reads_per_peer_max: 64,
             upload_idle_timeout: Duration::from_secs(120),
