@@ -183,3 +183,18 @@ fn an_upload_that_nobody_goes_on_with_is_given_up() {
     let refused = words(node.receives(C, &block(5, BLOCK), Some(BLOCK)));
     assert_eq!(refused, ["to 1: error upload_unknown request 5 regarding 32"]);
 }
+
+#[test]
+fn a_sender_that_counts_its_uploads_anew_begins_a_new_one() {
+    let mut node = with_an_upload(3 * BLOCK);
+    node.receives(C, &block(5, 0), Some(BLOCK));
+    let again = words(node.receives(PeerId(2), &begin(5, BLOCK), None));
+    assert_eq!(again, ["#3 abort 1", "#4 begin 2 length Some(1048576)"]);
+    let unknown = Outcome::Failed { code: ErrorCode::UploadUnknown, detail: "none".into() };
+    assert_eq!(words(node.performed(2, unknown)), [""; 0]);
+    node.performed(3, Outcome::Aborted);
+    let busy = words(node.receives(C, &begin(5, 3 * BLOCK), None));
+    assert_eq!(busy, ["to 1: error busy request 1005 regarding 30"], "while the disk begins it");
+    let granted = words(node.performed(4, Outcome::Begun));
+    assert_eq!(granted, ["to 2: grant 5 request 1005 contiguous 0 credit 4 flags 0"]);
+}

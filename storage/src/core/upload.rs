@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use wire::limit::BLOCK_SIZE;
 use wire::record::Receipt;
 use wire::{
-    ErrorCode, FixedPart, Instant, Kind, NodeId, PeerId, PutAck, PutBegin, PutBlock, PutCommit, PutDone, PutGrant, U32,
-    U64, Writer,
+    ErrorCode, FixedPart, Hash, Instant, Kind, NodeId, PeerId, PutAck, PutBegin, PutBlock, PutCommit, PutDone,
+    PutGrant, U32, U64, Writer,
 };
 
 use super::{Action, Order, Outcome, Payload, Storage, Timer, UploadKey, Work};
@@ -34,6 +34,9 @@ struct Upload {
     number: u64,
     /// Where it was heard last: answers go there.
     peer: PeerId,
+    /// What `put_begin` said, by which a repetition is known.
+    hash: Hash,
+    length: Option<u64>,
     state: State,
     /// Bytes on disk from the start on.
     contiguous: u64,
@@ -85,18 +88,32 @@ impl Storage {
     ) {
         let key = (sender, begin.upload.get());
         let request = begin.request.get();
+        let length = Some(begin.file_length.get()).filter(|length| *length != LENGTH_UNKNOWN);
         if let Some(upload) = self.uploads.open.get_mut(&key) {
-            upload.peer = from;
-            upload.heard_at = now;
-            match upload.state {
+            let is_same = (upload.hash, upload.length) == (begin.hash, length);
+            match (upload.state, is_same) {
                 // The grant is on its way from the disk.
-                State::Beginning => {}
-                State::Open | State::Committing => self.grant(key, request, actions),
+                (State::Beginning, true) => upload.peer = from,
+                (State::Open | State::Committing, true) => {
+                    upload.peer = from;
+                    upload.heard_at = now;
+                    self.grant(key, request, actions);
+                }
+                // A sender that was started again counts its uploads anew: the one before it is nobody's.
+                (State::Open, false) => {
+                    let order = Order::Abort { upload: upload.number };
+                    self.uploads.open.remove(&key);
+                    self.order(Work::Abort, order, actions);
+                    return self.on_put_begin(from, sender, begin, now, actions);
+                }
+                (State::Beginning | State::Committing, false) => {
+                    let detail = "another content is on its way under this number";
+                    self.refuse(from, ErrorCode::Busy, Some(Kind::PutBegin), request, detail, actions);
+                }
             }
             return;
         }
         let limits = &self.config.limits;
-        let length = Some(begin.file_length.get()).filter(|length| *length != LENGTH_UNKNOWN);
         if let Some(length) = length.filter(|length| *length > limits.file_size_max) {
             let detail = format!("{length} bytes are above the largest file here, {}", limits.file_size_max);
             return self.refuse(from, ErrorCode::TooLarge, Some(Kind::PutBegin), request, &detail, actions);
@@ -106,8 +123,16 @@ impl Storage {
             return self.refuse(from, ErrorCode::Busy, Some(Kind::PutBegin), request, &detail, actions);
         }
         let number = self.uploads.next_number();
-        let upload =
-            Upload { number, peer: from, state: State::Beginning, contiguous: 0, blocks_in_flight: 0, heard_at: now };
+        let upload = Upload {
+            number,
+            peer: from,
+            hash: begin.hash,
+            length,
+            state: State::Beginning,
+            contiguous: 0,
+            blocks_in_flight: 0,
+            heard_at: now,
+        };
         self.uploads.open.insert(key, upload);
         let order = Order::Begin { upload: number, length, hash: begin.hash };
         self.order(Work::Begin { key, request }, order, actions);
