@@ -9,8 +9,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use node::Certificate;
+use node::settings::Server;
 use serde::Deserialize;
-use wire::{ClientKey, NodeId, Role};
+use wire::{NodeId, Role};
 
 use crate::ClientError;
 
@@ -21,31 +22,18 @@ pub const CLUSTER_VARIABLE: &str = "ZG_CLUSTER";
 #[derive(Debug, Clone)]
 pub struct Cluster {
     pub dir: PathBuf,
-    pub masters: Vec<Master>,
+    /// Their control sockets.
+    pub masters: Vec<Server>,
     /// Our own certificate, with its secret key.
     pub certificate: Certificate,
     /// The node that our certificate is bound to.
     pub node: NodeId,
 }
 
-/// One master's control socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Master {
-    pub endpoint: String,
-    pub key: ClientKey,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ClusterFile {
-    masters: Vec<MasterEntry>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MasterEntry {
-    endpoint: String,
-    key: String,
+    masters: Vec<Server>,
 }
 
 impl Cluster {
@@ -58,13 +46,7 @@ impl Cluster {
             return Err(broken(why.into()));
         }
         let file: ClusterFile = node::settings::load(&path).map_err(|error| broken(error.to_string()))?;
-        let mut masters = Vec::new();
-        for entry in file.masters {
-            let key = node::certificate::parse_z85(&entry.key);
-            let key = key.ok_or_else(|| broken(format!("key '{}' is not 40 characters of Z85", entry.key)))?;
-            masters.push(Master { endpoint: entry.endpoint, key: ClientKey(key) });
-        }
-        if masters.is_empty() {
+        if file.masters.is_empty() {
             return Err(broken("cluster.toml names no masters".into()));
         }
         let path = dir.join("keys/client.key_secret");
@@ -76,7 +58,7 @@ impl Cluster {
             return Err(broken(format!("{} is not a client's certificate", path.display())));
         }
         let node = certificate.node().ok_or_else(|| broken(format!("{} names no node", path.display())))?;
-        Ok(Self { dir: dir.to_owned(), masters, certificate, node })
+        Ok(Self { dir: dir.to_owned(), masters: file.masters, certificate, node })
     }
 
     /// The directory that is meant when the caller has named `given`: that, else `ZG_CLUSTER`, else the one of the running
@@ -173,7 +155,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let master = a_cluster(dir.path());
         let cluster = Cluster::load(dir.path()).unwrap();
-        assert_eq!(cluster.masters, [Master { endpoint: "tcp://127.0.0.1:1".into(), key: master.public }]);
+        assert_eq!(cluster.masters, [Server { endpoint: "tcp://127.0.0.1:1".into(), key: master.public }]);
         assert_eq!(cluster.node, NodeId([7; 16]));
     }
 

@@ -273,8 +273,8 @@ fn request_of(message: &Message<'_>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::Master;
     use node::Certificate;
+    use node::settings::Server;
 
     #[test]
     fn a_silent_cluster_is_told_with_its_endpoint() {
@@ -283,7 +283,7 @@ mod tests {
         let endpoint = format!("tcp://127.0.0.1:{port}");
         let cluster = Cluster {
             dir: "/nowhere".into(),
-            masters: vec![Master { endpoint: endpoint.clone(), key: Certificate::new().public }],
+            masters: vec![Server { endpoint: endpoint.clone(), key: Certificate::new().public }],
             certificate: Certificate::new(),
             node: NodeId([7; 16]),
         };

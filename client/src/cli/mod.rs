@@ -98,9 +98,10 @@ pub fn main() -> ExitCode {
     let cli = match parse() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && wants_json => {
-            let message = error.render().to_string();
-            let message = message.strip_prefix("error: ").unwrap_or(&message).trim_end();
-            return Failure::usage(message).print(true);
+            // What follows the first paragraph is advice for people.
+            let text = error.render().to_string();
+            let message = text.split("\n\n").next().unwrap_or_default();
+            return Failure::usage(message.trim_start_matches("error: ")).hint("See: zg --help").print(true);
         }
         // Help and version are no errors; clap knows where each goes and how it exits.
         Err(error) => error.exit(),

@@ -4,7 +4,7 @@
 //! reader that goes away, cancels the job.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use clap::Args;
 use client::{ClientError, Connection, Submitted};
@@ -51,7 +51,10 @@ impl Run {
         connection.catch_signals();
         let chunk_count = draft.chunk_count()?;
         let submitted = connection.submit(&draft)?;
-        context.output.note(&format!("job {} ({})", submitted.number, submitted.job));
+        // Whoever reads the program's standard error by a program does not look for ours in it.
+        if io::stderr().is_terminal() {
+            context.output.note(&format!("job {} ({})", submitted.number, submitted.job));
+        }
         let array = draft.spec.array;
         let mut printer = Printer { connection: &mut connection, submitted, array, chunk_count, next: 0, exit: 0 };
         match printer.print_all() {

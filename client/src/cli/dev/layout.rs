@@ -119,7 +119,7 @@ fn settings(plan: &NodePlan, node: NodeId, bind: &str, dir: &str, masters: &str)
          certificates_dir = \"certificates\"\nbind = \"{bind}\"\n"
     );
     match plan.role {
-        Role::Master => text += "receipt_key = \"receipt.key\"\n",
+        Role::Master => text += "receipt_key = \"receipt.key\"\ninit = true\n",
         Role::Storage => {
             let bulk = quoted(&format!("ipc://{dir}/{BULK_SOCKET}"));
             text += &format!("receipt_key = \"receipt.key\"\nbulk_bind = {bulk}\nmasters = [{masters}]\n");
@@ -250,7 +250,7 @@ fn make_receipt_key(path: &Path) -> Result<(), Failure> {
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut key))
         .map_err(|error| failed(path, &error))?;
-    write(path, &format!("{}\n", wire::hex(&key)), 0o600)
+    write(path, &wire::hex(&key), 0o600)
 }
 
 /// Replaces a file in one step.

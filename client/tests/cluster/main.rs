@@ -1,0 +1,9 @@
+//! Whole clusters of real processes, driven through `zg` as a person would; each test has its own.
+
+mod dev;
+mod errors;
+mod faults;
+mod files;
+mod jobs;
+mod large;
+mod marks;
