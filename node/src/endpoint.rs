@@ -8,6 +8,7 @@
 mod arrival;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -322,9 +323,14 @@ impl Endpoint {
 
     /// Sleeps until a message arrives, the bell is rung, a signal comes, or `deadline`.
     pub fn wait(&mut self, deadline: Option<Instant>) {
+        self.wait_with(deadline, None);
+    }
+
+    /// As `wait`, and wakes when `also` is readable.
+    pub fn wait_with(&mut self, deadline: Option<Instant>, also: Option<BorrowedFd<'_>>) {
         let may_sleep = self.bell.fall_asleep() && !self.has_more;
         let timeout_ms = if may_sleep { self.timeout_ms(deadline) } else { 0 };
-        let mut items = Vec::with_capacity(1 + self.routers.len() + 2 * self.dealers.len());
+        let mut items = Vec::with_capacity(2 + self.routers.len() + 2 * self.dealers.len());
         items.push(zmq::PollItem::from_fd(self.bell.fd(), zmq::POLLIN));
         items.extend(self.routers.iter().map(|router| router.socket.as_poll_item(zmq::POLLIN)));
         for dealer in self.dealers.values() {
@@ -332,6 +338,7 @@ impl Endpoint {
             items.push(dealer.socket.as_poll_item(events));
             items.push(dealer.monitor.as_poll_item(zmq::POLLIN));
         }
+        items.extend(also.map(|also| zmq::PollItem::from_fd(also.as_raw_fd(), zmq::POLLIN)));
         match zmq::poll(&mut items, timeout_ms) {
             // A signal has set its flag by now.
             Ok(_) | Err(zmq::Error::EINTR) => {}
