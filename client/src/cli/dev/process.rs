@@ -35,6 +35,8 @@ pub struct Roles {
 struct RoleProcess {
     plan: NodePlan,
     state: State,
+    /// Where the log of this run begins.
+    log_start: u64,
     pause: Duration,
     failed_starts: u32,
 }
@@ -68,6 +70,7 @@ impl Roles {
         let role = |plan: &NodePlan| RoleProcess {
             plan: plan.clone(),
             state: State::Ended { start_at: Instant(0) },
+            log_start: 0,
             pause: RESTART_PAUSE,
             failed_starts: 0,
         };
@@ -115,7 +118,7 @@ impl Roles {
     /// The last line of each role's log.
     pub fn last_lines(&self) -> String {
         let lines = self.roles.iter().map(|role| {
-            let line = last_lines(&role.plan.log, 1).pop().unwrap_or_else(|| "(nothing)".into());
+            let line = last_lines(&role.plan.log, role.log_start, 1).pop().unwrap_or_else(|| "(nothing)".into());
             format!("\n  {}: {line}", role.plan.name)
         });
         format!("The last lines of the logs:{}", lines.collect::<String>())
@@ -143,6 +146,7 @@ impl RoleProcess {
         let log = File::options().create(true).append(true).open(&self.plan.log);
         let log = log.map_err(|error| failed(&self.plan.log.display().to_string(), error))?;
         let errors = log.try_clone().map_err(|error| failed("its log", error))?;
+        self.log_start = log.metadata().map_err(|error| failed("its log", error))?.len();
         let program = program(self.plan.role)?;
         let mut command = Command::new(&program);
         command.arg(&self.plan.settings).current_dir(dir);
@@ -169,7 +173,8 @@ impl RoleProcess {
             (None, None) => status.to_string(),
         };
         let name = &self.plan.name;
-        let lines: String = last_lines(&self.plan.log, LAST_LINES).iter().map(|line| format!("\n  {line}")).collect();
+        let lines = last_lines(&self.plan.log, self.log_start, LAST_LINES);
+        let lines: String = lines.iter().map(|line| format!("\n  {line}")).collect();
         let told = format!("{name} ended ({how}); the end of {}:{lines}", self.plan.log.display());
         self.failed_starts += 1;
         if is_starting && self.failed_starts >= FAILED_STARTS_MAX {
@@ -230,12 +235,13 @@ fn stop_children(mut children: Vec<&mut Child>, clock: &Clock, signals: &Signals
     }
 }
 
-fn last_lines(path: &Path, count: usize) -> Vec<String> {
+/// The last lines of the file from byte `start` on.
+fn last_lines(path: &Path, start: u64, count: usize) -> Vec<String> {
     const TAIL_SIZE: u64 = 8 * 1024;
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_SIZE)))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_SIZE).max(start)))?;
         let mut tail = Vec::new();
         file.take(TAIL_SIZE).read_to_end(&mut tail)?;
         Ok(tail)
@@ -255,7 +261,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         std::fs::write(&path, format!("{}\na\nb\nc\n", "x".repeat(20_000))).unwrap();
-        assert_eq!(last_lines(&path, 2), ["b", "c"]);
-        assert_eq!(last_lines(&dir.path().join("none"), 2), [""; 0]);
+        assert_eq!(last_lines(&path, 0, 2), ["b", "c"]);
+        assert_eq!(last_lines(&path, 20_005, 2), ["c"]);
+        assert_eq!(last_lines(&dir.path().join("none"), 0, 2), [""; 0]);
     }
 }
