@@ -27,6 +27,8 @@ pub struct Connection {
     pub(crate) clock: Clock,
     /// How long a request is repeated before it fails; 30 s unless the caller says otherwise.
     pub timeout: Duration,
+    /// Is told how many bytes of a transfer have gone, and of how many if that is known.
+    pub on_progress: Option<Box<dyn FnMut(u64, Option<u64>)>>,
     pub(crate) endpoint: Endpoint,
     /// In the order of the cluster's masters.
     masters: Vec<PeerId>,
@@ -67,6 +69,7 @@ impl Connection {
             cluster,
             clock: Clock::new(),
             timeout: TIMEOUT,
+            on_progress: None,
             endpoint,
             masters,
             leader: 0,

@@ -159,6 +159,7 @@ impl Connection {
                     put.receive(&message, heard_at).map_err(put_failed)?;
                 }
             }
+            self.tell_progress(put.held(), Some(staged.length));
         }
     }
 
@@ -212,6 +213,7 @@ impl Connection {
                     next += frame.len() as u64;
                 }
             }
+            self.tell_progress(next - begin, fetch.length());
         }
         if expected.is_some_and(|(hash, _)| hasher.finish() != hash) {
             return Err(fetch_failed(FetchError::Mismatch { address }).into());
@@ -231,6 +233,12 @@ impl Connection {
             ReadError::Output(error) => ClientError::local("memory", error),
         })?;
         Ok(decode_output_index(&index)?)
+    }
+
+    fn tell_progress(&mut self, done: u64, total: Option<u64>) {
+        if let Some(on_progress) = &mut self.on_progress {
+            on_progress(done, total);
+        }
     }
 
     fn silent_storage(&self, verb: &str, file: FileId) -> ClientError {

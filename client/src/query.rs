@@ -8,7 +8,7 @@ use wire::{
 use crate::{ClientError, Connection, JobSelector};
 
 /// Records asked for at once.
-const PAGE_RECORDS_MAX: u32 = 1000;
+const PAGE_RECORDS_MAX: u32 = 10_000;
 
 /// One question; the rest of it is the page.
 #[derive(Clone, Copy)]

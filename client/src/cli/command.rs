@@ -188,6 +188,7 @@ impl Builder<'_> {
     /// Stores what the masters do not know yet; each content once.
     fn upload(&mut self, output: &Output) -> Result<(), Failure> {
         let mut stored: Vec<FileId> = Vec::new();
+        self.connection.on_progress = output.transfer_progress(self.connection.clock());
         for (source, staged) in &self.known {
             let InputSource::Local(path) = source else { continue };
             if stored.contains(&staged.file) {
@@ -199,6 +200,7 @@ impl Builder<'_> {
             }
             stored.push(staged.file);
         }
+        self.connection.on_progress = None;
         Ok(())
     }
 }

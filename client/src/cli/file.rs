@@ -40,6 +40,7 @@ impl FileVerb {
     pub fn execute(self, context: &Context) -> Outcome {
         let mut connection = context.connect()?;
         let output = &context.output;
+        connection.on_progress = output.transfer_progress(connection.clock());
         match self {
             FileVerb::Put { file } => put(&mut connection, output, &file),
             FileVerb::Get { address, path } => get(&mut connection, output, address, path),
@@ -92,6 +93,8 @@ fn get(connection: &mut Connection, output: &Output, address: FileAddress, path:
 }
 
 fn cat(connection: &mut Connection, address: FileAddress) -> Outcome {
+    // The terminal is for the file.
+    connection.on_progress = None;
     let mut stdout = io::stdout().lock();
     connection.read_to(address, &mut stdout)?;
     stdout.flush().map_err(|error| Failure::new("local_file", format!("cannot print: {error}")))?;

@@ -2,7 +2,10 @@
 
 use std::io::{IsTerminal, Write};
 
+use client::quantity::size_text;
+use node::Clock;
 use serde_json::{Value, json};
+use wire::Duration;
 
 /// How this process prints.
 pub struct Output {
@@ -24,6 +27,28 @@ impl Output {
     /// True when a person wants to see how far things are.
     pub fn shows_progress(&self) -> bool {
         !self.json && !self.quiet
+    }
+
+    /// Shows on a terminal how far a transfer is, once it has taken a while.
+    pub fn transfer_progress(&self, clock: Clock) -> Option<Box<dyn FnMut(u64, Option<u64>)>> {
+        const SHOWN_AFTER: Duration = Duration::from_millis(500);
+        const SHOW_INTERVAL: Duration = Duration::from_millis(100);
+        if !self.shows_progress() || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        let mut next = clock.now() + SHOWN_AFTER;
+        let mut is_shown = false;
+        Some(Box::new(move |done, total| {
+            let is_whole = total == Some(done);
+            if is_whole && std::mem::take(&mut is_shown) {
+                eprint!("\r\x1b[K");
+            } else if !is_whole && clock.now() >= next {
+                let of = total.map_or(String::new(), |total| format!(" of {}", size_text(total)));
+                eprint!("\r\x1b[K{}{of}", size_text(done));
+                is_shown = true;
+                next = clock.now() + SHOW_INTERVAL;
+            }
+        }))
     }
 
     /// Prints `value` as the command's one JSON value, or what `text` makes of it.
