@@ -21,14 +21,17 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 /// Messages taken in one turn.
 const MESSAGES_PER_TURN_MAX: usize = 64;
 
+/// Takes how many bytes of a transfer have gone, and of how many if that is known.
+pub type OnProgress = Box<dyn FnMut(u64, Option<u64>)>;
+
 /// A client's connection to its cluster.
 pub struct Connection {
     pub(crate) cluster: Cluster,
     pub(crate) clock: Clock,
     /// How long a request is repeated before it fails; 30 s unless the caller says otherwise.
     pub timeout: Duration,
-    /// Is told how many bytes of a transfer have gone, and of how many if that is known.
-    pub on_progress: Option<Box<dyn FnMut(u64, Option<u64>)>>,
+    /// Is told how transfers go.
+    pub on_progress: Option<OnProgress>,
     pub(crate) endpoint: Endpoint,
     /// In the order of the cluster's masters.
     masters: Vec<PeerId>,

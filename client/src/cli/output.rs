@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
+use client::OnProgress;
 use client::quantity::size_text;
 use node::Clock;
 use serde_json::{Value, json};
@@ -30,7 +31,7 @@ impl Output {
     }
 
     /// Shows on a terminal how far a transfer is, once it has taken a while.
-    pub fn transfer_progress(&self, clock: Clock) -> Option<Box<dyn FnMut(u64, Option<u64>)>> {
+    pub fn transfer_progress(&self, clock: Clock) -> Option<OnProgress> {
         const SHOWN_AFTER: Duration = Duration::from_millis(500);
         const SHOW_INTERVAL: Duration = Duration::from_millis(100);
         if !self.shows_progress() || !std::io::stderr().is_terminal() {
