@@ -117,8 +117,9 @@ impl ChunkSet {
 
     /// The runs of neighbours within `within`, in order.
     pub fn ranges_in(&self, within: ChunkRange) -> impl Iterator<Item = ChunkRange> + '_ {
+        // A bitmap has no range that ends before it begins; an empty one is answered below.
         let last = (within.end().max(1) - 1).min(u64::from(u32::MAX)) as u32;
-        let mut iter = self.0.range(within.first..=last);
+        let mut iter = self.0.range(within.first..=last.max(within.first));
         let empty = within.count == 0;
         std::iter::from_fn(move || {
             if empty {
@@ -320,6 +321,8 @@ mod tests {
             set.ranges_in(ChunkRange::new(2, 4)).collect::<Vec<_>>(),
             [ChunkRange::new(2, 1), ChunkRange::new(5, 1)]
         );
+        assert_eq!(set.ranges_in(ChunkRange::new(5, 0)).count(), 0);
+        assert_eq!(set.ranges_in(ChunkRange::new(u32::MAX, u32::MAX)).count(), 0);
         assert_eq!(set.take_first(2), Some(ChunkRange::new(0, 2)));
         assert_eq!(ChunkSet::from_bytes(&set.to_bytes()).unwrap(), set);
         assert!(ChunkSet::from_bytes(&[1, 2, 3]).is_err());

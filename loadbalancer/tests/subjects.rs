@@ -1,0 +1,6 @@
+//! The tests of the load balancer, one file for each subject.
+
+mod dispatch;
+mod link;
+mod protocol;
+mod support;
