@@ -1,8 +1,8 @@
 //! The simulated network: messages in flight, delayed, lost, doubled, reordered, cut.
 //!
 //! A connection is addressed as the cores see it, by `PeerId`. The side that connects names the server's address
-//! (`PeerId::server`); the server names the boot that spoke to it (`PeerId::boot`), so that what is sent to an earlier
-//! boot of a node reaches nobody, as with ZeroMQ's routing ids.
+//! (`server`); the server names the boot that spoke to it (`caller`), so that what is sent to an earlier boot of a node
+//! reaches nobody, as with ZeroMQ's routing ids.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,18 +19,28 @@ const BOOTS_MAX: u64 = 1_000_000;
 
 /// The address of a server: any boot of it.
 pub fn server(host: Host) -> PeerId {
-    PeerId(host.0 as u64 * BOOTS_MAX)
+    PeerId((host.0 as u64 + 1) * BOOTS_MAX)
 }
 
-/// One boot of a host that has connected to a server.
+/// One boot, counted from 1, of a host that has connected to a server.
 pub fn caller(host: Host, boot: u64) -> PeerId {
-    PeerId(host.0 as u64 * BOOTS_MAX + boot)
+    PeerId((host.0 as u64 + 1) * BOOTS_MAX + boot)
 }
 
 /// The host that a core means, and the boot if it answers a caller.
 pub fn resolve(peer: PeerId) -> (Host, Option<u64>) {
     let boot = peer.0 % BOOTS_MAX;
-    (Host((peer.0 / BOOTS_MAX) as usize), (boot != 0).then_some(boot))
+    (Host((peer.0 / BOOTS_MAX) as usize - 1), (boot != 0).then_some(boot))
+}
+
+/// The address of a host as settings and records write it.
+pub fn endpoint(host: Host) -> String {
+    format!("sim://{}", host.0)
+}
+
+/// The host at an address that `endpoint` wrote.
+pub fn host_at(endpoint: &str) -> Option<Host> {
+    endpoint.strip_prefix("sim://")?.parse().ok().map(Host)
 }
 
 /// A message on its way.
@@ -46,7 +56,7 @@ pub struct Envelope {
 }
 
 /// How unreliable the network is, in thousandths and microseconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Weather {
     pub loss_per_mille: u64,
     pub duplicate_per_mille: u64,
@@ -59,8 +69,14 @@ pub struct Weather {
 
 impl Weather {
     /// What holds in the calm phase.
-    pub const CALM: Self =
-        Self { loss_per_mille: 0, duplicate_per_mille: 0, delay_min_us: 50, delay_max_us: 500, late_per_mille: 0, late_max_us: 0 };
+    pub const CALM: Self = Self {
+        loss_per_mille: 0,
+        duplicate_per_mille: 0,
+        delay_min_us: 50,
+        delay_max_us: 500,
+        late_per_mille: 0,
+        late_max_us: 0,
+    };
     pub const STORM: Self = Self {
         loss_per_mille: 30,
         duplicate_per_mille: 30,
@@ -112,6 +128,10 @@ impl Network {
         self.cut.insert((a, b));
     }
 
+    pub fn mend_one_way(&mut self, a: Host, b: Host) {
+        self.cut.remove(&(a, b));
+    }
+
     pub fn cut(&mut self, a: Host, b: Host) {
         self.cut_one_way(a, b);
         self.cut_one_way(b, a);
@@ -119,6 +139,19 @@ impl Network {
 
     pub fn heal(&mut self) {
         self.cut.clear();
+    }
+
+    /// Takes what is under way and `which` picks, in the order of its arrival; whoever takes it may deliver it later.
+    pub fn take(&mut self, which: impl Fn(&Envelope) -> bool) -> Vec<Envelope> {
+        let taken: Vec<_> =
+            self.in_flight.iter().filter(|(_, envelope)| which(envelope)).map(|(key, _)| *key).collect();
+        taken.into_iter().filter_map(|key| self.in_flight.remove(&key)).collect()
+    }
+
+    /// Lets a message arrive at `at`, whatever the weather and the cuts.
+    pub fn deliver(&mut self, envelope: Envelope, at: Instant) {
+        self.sent += 1;
+        self.in_flight.insert((at, self.sent), envelope);
     }
 
     pub fn is_cut(&self, a: Host, b: Host) -> bool {

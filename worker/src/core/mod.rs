@@ -353,6 +353,14 @@ impl Worker {
         self.results.len()
     }
 
+    /// What is held here of a chunk, as `(state, attempt)`; for the simulator's checkers.
+    pub fn holding_of(&self, job: JobId, chunk: u32) -> Option<(u8, u32)> {
+        let is_held = self.jobs.at(job).is_some_and(|job| job.held.contains(chunk));
+        let mut holdings = self.holdings().filter(|_| is_held);
+        let holding = holdings.find(|holding| holding.job == job && holding.range.contains(chunk))?;
+        Some((holding.state, holding.attempt))
+    }
+
     /// The highest epoch seen.
     pub fn epoch(&self) -> u64 {
         self.assignment.epoch

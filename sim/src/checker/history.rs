@@ -1,0 +1,225 @@
+//! What the log says, applied once more by an outsider: the entries as they lie on the master's disk.
+//!
+//! The master's own state has to be equal whenever it has come as far; what it has applied has to be on its disk; and
+//! whatever has ended stays as it ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use master::core::entry::Request;
+use master::core::state::State;
+use wire::event::LogEvent;
+use wire::{BootNonce, ChunkRange, ChunkSet, ChunkState, Duration, FileId, Instant, JobId, Message, NodeId, log};
+
+use crate::network::Host;
+use crate::process::{Ending, Journal};
+use crate::shell::{MasterShell, Process};
+use crate::world::{Machine, STORAGE};
+
+/// The leader believes that a worker is alive for so long after it was heard.
+const GRACE: Duration = Duration::from_secs(5);
+/// The states are compared once in so many entries, and after every start.
+const ENTRIES_PER_COMPARISON: u64 = 64;
+
+/// What an entry did that may excuse a second run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// A worker's boot was declared lost with these chunks.
+    Lost { worker: NodeId, boot: BootNonce, job: JobId, range: ChunkRange },
+    /// A success was accepted that had reached the leader only after its worker's boot had died.
+    Outlived { job: JobId, range: ChunkRange },
+}
+
+#[derive(Debug, Default)]
+pub struct History {
+    pub state: State,
+    /// Chunks that have ended, by job and state.
+    ended: BTreeMap<JobId, BTreeMap<ChunkState, ChunkSet>>,
+    /// When a boot of a worker was last heard by this boot of the master.
+    heard: BTreeMap<(NodeId, BootNonce), Instant>,
+    /// Batches of results that reached this boot of the master while their worker lived.
+    timely: BTreeSet<(NodeId, BootNonce, u64)>,
+    /// Statements of loss that this boot of the master must not believe: by load balancer boot and request.
+    unbelievable: BTreeSet<(BootNonce, u64)>,
+    started_at: Instant,
+    is_compared: bool,
+}
+
+impl History {
+    pub fn on_master_start(&mut self, shell: &MasterShell, now: Instant) {
+        self.heard.clear();
+        self.timely.clear();
+        self.unbelievable.clear();
+        self.started_at = now;
+        self.is_compared = false;
+        let (recovered, known) = (shell.core.state().index, self.state.index);
+        assert!(recovered <= known, "a master begins at index {recovered}, and only {known} was ever applied");
+    }
+
+    pub fn on_arrival_at_master(&mut self, machines: &[Machine], from: Host, message: &Message<'_>, now: Instant) {
+        let sender = message.header().node_uuid.node();
+        if let Message::WorkerStatus(status, _) = message {
+            let boot = BootNonce(status.boot.get());
+            if is_alive(machines, sender, boot) && status.num_runs.get() > 0 {
+                self.timely.insert((sender, boot, status.batch.get()));
+            }
+            self.heard.insert((sender, boot), now);
+        } else if let Message::NodeHello(hello, _) = message {
+            self.heard.insert((sender, BootNonce(hello.boot.get())), now);
+        } else if let Message::Lost(lost, _) = message {
+            let worker = (lost.worker_uuid.node(), BootNonce(lost.worker_boot.get()));
+            let heard = self.heard.get(&worker).copied().unwrap_or(self.started_at);
+            let statement = (machines[from.0].boot, lost.request.get());
+            if is_alive(machines, worker.0, worker.1) && now.since(heard) < GRACE {
+                self.unbelievable.insert(statement);
+            } else {
+                self.unbelievable.remove(&statement);
+            }
+        }
+    }
+
+    /// Applies what the master has applied since.
+    pub fn advance(
+        &mut self,
+        shell: &MasterShell,
+        machines: &[Machine],
+        journal: &Journal,
+        _now: Instant,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let index = shell.core.state().index;
+        while self.state.index < index {
+            let next = self.state.index + 1;
+            let entry = shell.disk.entry(next);
+            let entry = entry.unwrap_or_else(|| panic!("entry {next} was applied and is not on disk")).to_vec();
+            self.apply(&entry, machines, journal, &mut effects);
+        }
+        let is_due = !self.is_compared || !effects.is_empty() || index.is_multiple_of(ENTRIES_PER_COMPARISON);
+        if shell.core.is_ready() {
+            assert_eq!(index, self.state.index, "a master leads again without all that it had applied");
+        }
+        if index == self.state.index && is_due {
+            self.is_compared = true;
+            assert!(shell.core.state() == &self.state, "the master's state is not what its log says at {index}");
+        }
+        effects
+    }
+
+    fn apply(&mut self, entry: &[u8], machines: &[Machine], journal: &Journal, effects: &mut Vec<Effect>) {
+        let index = self.state.index + 1;
+        let applied = self.state.apply(index, entry);
+        for event in &applied.events {
+            self.on_event(event, index, journal, machines);
+        }
+        let Ok((_, frames)) = log::decode_entry(entry) else { return };
+        for (frame, outcome) in frames.into_iter().zip(&applied.outcomes) {
+            let is_effective = matches!(outcome, master::core::state::Outcome::Changed { .. });
+            match Request::decode(frame) {
+                Ok(Request::Lost(lost)) if is_effective => self.on_lost(&lost, frame, machines, effects),
+                Ok(Request::Results(results)) if is_effective && results.is_success => {
+                    let batch = (results.worker, results.boot, results.batch);
+                    if !self.timely.contains(&batch) {
+                        let job = results.job;
+                        let ranges = results.runs.iter().map(|run| run.range());
+                        effects.extend(ranges.map(|range| Effect::Outlived { job, range }));
+                    }
+                }
+                Ok(
+                    Request::Submit(_)
+                    | Request::Cancel(_)
+                    | Request::RecordFile(_)
+                    | Request::Results(_)
+                    | Request::Register(_)
+                    | Request::Lost(_)
+                    | Request::GrantEpoch(_),
+                )
+                | Err(_) => {}
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: &LogEvent<'_>, index: u64, journal: &Journal, machines: &[Machine]) {
+        let LogEvent::ChunksEnded { job, state, ranges } = event else { return };
+        let ended = self.ended.entry(*job).or_default();
+        for range in ranges {
+            for (before, set) in ended.iter() {
+                let again = set.count_in(*range);
+                assert_eq!(again, 0, "entry {index}: {again} of {range:?} of job {job} ended {before} and now {state}");
+            }
+            ended.entry(*state).or_default().insert(*range);
+        }
+        for range in ranges.iter().filter(|_| *state == ChunkState::Finished) {
+            self.check_finished(*job, *range, journal, machines);
+        }
+    }
+
+    /// A chunk that finished did run, and ended well, on the worker that its result names.
+    fn check_finished(&self, job: JobId, range: ChunkRange, journal: &Journal, machines: &[Machine]) {
+        let accepted = self.state.jobs[&job].results.read(range);
+        assert_eq!(accepted.len(), range.count as usize, "each finished chunk of job {job} has one result");
+        for result in accepted {
+            let is_it = |run: &&crate::process::RunEntry| {
+                run.worker == result.worker && matches!(run.ended, Some((_, Ending::Well)))
+            };
+            let name = machines.iter().find(|machine| machine.node == result.worker).map(|machine| &machine.name);
+            let chunk = result.chunk;
+            assert!(
+                journal.of_chunk(job, chunk).any(|run| is_it(&run)),
+                "chunk {chunk} of job {job} is finished by {name:?}, where it never ended well"
+            );
+        }
+    }
+
+    fn on_lost(
+        &self,
+        lost: &master::core::entry::LostWorker,
+        frame: &[u8],
+        machines: &[Machine],
+        effects: &mut Vec<Effect>,
+    ) {
+        let Ok(Message::Lost(fixed, _)) = Message::decode(frame) else { unreachable!("it was decoded before") };
+        let statement = (lost.load_balancer_boot, fixed.request.get());
+        assert!(
+            !self.unbelievable.contains(&statement),
+            "a worker that the leader had heard within the grace period was declared lost: {lost:?}"
+        );
+        if !is_alive(machines, lost.worker, lost.boot) {
+            return;
+        }
+        for item in &lost.items {
+            let (job, range) = (item.job(), item.range());
+            effects.push(Effect::Lost { worker: lost.worker, boot: lost.boot, job, range });
+        }
+    }
+
+    /// The terminal state of a chunk.
+    pub fn ended_state(&self, job: JobId, chunk: u32) -> Option<ChunkState> {
+        self.state.jobs.get(&job).and_then(|job| job.ended_state(chunk))
+    }
+
+    /// The current attempt of a chunk.
+    pub fn attempt(&self, job: JobId, chunk: u32) -> u32 {
+        self.state.jobs.get(&job).map_or(1, |job| job.tries.of(chunk).attempt)
+    }
+
+    pub fn check_end(&self, shell: &MasterShell, machines: &[Machine], journal: &Journal) {
+        assert!(shell.core.state() == &self.state, "the master's state is not what its log says");
+        let live: Vec<_> = self.state.jobs_live.iter().map(|job| (self.state.jobs[job].number, job)).collect();
+        assert!(live.is_empty(), "jobs have not ended in the calm: {live:?}");
+        for (job, ended) in &self.ended {
+            let sets: BTreeMap<_, _> = self.state.jobs[job].ended_sets().collect();
+            let told: BTreeMap<_, _> = ended.iter().map(|(state, set)| (*state, set)).collect();
+            assert!(sets == told, "what ended of job {job} is not what was told");
+            for range in ended.get(&ChunkState::Finished).into_iter().flat_map(ChunkSet::ranges) {
+                self.check_finished(*job, range, journal, machines);
+            }
+        }
+        let Some(Process::Storage(storage)) = machines[STORAGE.0].process.as_ref() else { panic!("storage runs") };
+        let missing: Vec<&FileId> = self.state.files.keys().filter(|file| !storage.disk.has(**file)).collect();
+        assert!(missing.is_empty(), "files that the masters know are not on storage: {missing:?}");
+    }
+}
+
+/// True while that boot of a worker runs, paused or not.
+pub fn is_alive(machines: &[Machine], worker: NodeId, boot: BootNonce) -> bool {
+    machines.iter().any(|machine| machine.node == worker && machine.boot == boot && machine.is_up())
+}

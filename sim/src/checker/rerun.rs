@@ -1,0 +1,134 @@
+//! No chunk runs again without need. The excuses are those of the protocol (§6), as its model has them.
+//!
+//! A chunk is tainted once one of them has happened to it: its worker was declared lost while alive; its result reached
+//! the leader after its worker's boot had died; or it was given away while a worker, silent to a new primary for the
+//! grace period, held it or still got it from the one before. A start of any other chunk that another living worker
+//! holds, or that has finished, is a violation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wire::record::holding;
+use wire::{ChunkRange, ChunkState, Duration, Instant, JobId, Message, WorkerRequest};
+
+use super::history::{Effect, History};
+use crate::network::Host;
+use crate::process::{Journal, RunEntry};
+use crate::shell::{LoadBalancerShell, Process, WorkerShell};
+use crate::world::Machine;
+
+/// A worker that is not heard for so long may be given up.
+const GRACE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Default)]
+pub struct Reruns {
+    tainted: BTreeSet<(JobId, u32)>,
+    /// Chunks given away while this worker was silent: if it gets one of them after all, that is excused.
+    given_away: BTreeMap<Host, BTreeSet<(JobId, u32)>>,
+    /// The epoch of the last inventory of this boot that reached the primary's boot.
+    heard: BTreeMap<(Host, u32), u64>,
+    /// The epoch of the primary, and since when it knows it.
+    reign: Option<(u64, Instant)>,
+    /// The highest number that the primary gave in its epoch to each boot of a worker.
+    numbers: BTreeMap<(u64, Host, u64), u64>,
+    /// Starts of tainted chunks that would have been violations.
+    pub excused: u64,
+}
+
+impl Reruns {
+    pub fn on_load_balancer(&mut self, shell: &LoadBalancerShell, _machine: &Machine, now: Instant) {
+        let epoch = shell.core.epoch();
+        if epoch != self.reign.map(|(epoch, _)| epoch) {
+            self.reign = epoch.map(|epoch| (epoch, now));
+        }
+    }
+
+    pub fn on_arrival_at_load_balancer(&mut self, machines: &[Machine], from: Host, message: &Message<'_>) {
+        let Message::Inventory(inventory, _) = message else { return };
+        let machine = &machines[from.0];
+        if self.reign.is_some_and(|(epoch, _)| epoch == inventory.epoch.get()) && machine.boot.0 == inventory.boot.get()
+        {
+            self.heard.insert((from, machine.boots), inventory.epoch.get());
+            self.given_away.remove(&from);
+        }
+    }
+
+    /// The primary gives away a range.
+    pub fn on_dispatch(&mut self, machines: &[Machine], to: Host, request: &WorkerRequest, now: Instant) {
+        let (epoch, sequence) = (request.epoch.get(), request.sequence.get());
+        let number = self.numbers.entry((epoch, to, request.worker_boot.get())).or_default();
+        if sequence <= *number {
+            return;
+        }
+        *number = sequence;
+        let Some((_, since)) = self.reign.filter(|(reign, _)| *reign == epoch) else { return };
+        if now.since(since) < GRACE {
+            return;
+        }
+        let (job, range) = (request.job_uuid.job(), ChunkRange::new(request.first.get(), request.count.get()));
+        for machine in machines.iter().filter(|machine| machine.host != to) {
+            let Some(Process::Worker(shell)) = machine.process.as_ref() else { continue };
+            if self.heard.get(&(machine.host, machine.boots)) == Some(&epoch) {
+                continue;
+            }
+            for chunk in range.chunks() {
+                if holds(shell, job, chunk).is_some() {
+                    self.tainted.insert((job, chunk));
+                } else {
+                    self.given_away.entry(machine.host).or_default().insert((job, chunk));
+                }
+            }
+        }
+    }
+
+    /// A worker has taken a request.
+    pub fn on_request_taken(&mut self, machine: &Machine, request: &WorkerRequest) {
+        let Some(Process::Worker(shell)) = machine.process.as_ref() else { return };
+        let Some(given_away) = self.given_away.get(&machine.host) else { return };
+        let (job, range) = (request.job_uuid.job(), ChunkRange::new(request.first.get(), request.count.get()));
+        let taken = range.chunks().map(|chunk| (job, chunk)).filter(|place| given_away.contains(place));
+        self.tainted.extend(taken.filter(|(job, chunk)| holds(shell, *job, *chunk).is_some()));
+    }
+
+    pub fn on_effect(&mut self, effect: Effect, _machines: &[Machine]) {
+        let (Effect::Lost { job, range, .. } | Effect::Outlived { job, range }) = effect;
+        self.tainted.extend(range.chunks().map(|chunk| (job, chunk)));
+    }
+
+    /// A program has started.
+    pub fn on_run(&mut self, run: &RunEntry, machines: &[Machine], journal: &Journal, history: &History) {
+        let (job, chunk) = (run.job, run.chunk);
+        let is_twin = |other: &&RunEntry| {
+            (other.host, other.boot) == (run.host, run.boot) && other.ended.is_none() && *other != run
+        };
+        let twin = journal.of_chunk(job, chunk).find(is_twin);
+        assert!(twin.is_none(), "chunk {chunk} of job {job} runs twice at once on one worker: {twin:?}");
+        let excuse = self.tainted.contains(&(job, chunk));
+        let mut why = None;
+        if history.ended_state(job, chunk) == Some(ChunkState::Finished) {
+            why = Some("it has finished".to_string());
+        }
+        let current = history.attempt(job, chunk);
+        if history.ended_state(job, chunk).is_none() {
+            for machine in machines.iter().filter(|machine| machine.host != run.host) {
+                let Some(Process::Worker(shell)) = machine.process.as_ref() else { continue };
+                // A failure that a higher attempt has settled is kept only until it is confirmed.
+                if let Some((state, attempt)) = holds(shell, job, chunk)
+                    && (state != holding::ENDED_BADLY || attempt >= current)
+                {
+                    why = Some(format!("{} holds it (state {state}, attempt {attempt})", machine.name));
+                }
+            }
+        }
+        let Some(why) = why else { return };
+        assert!(
+            excuse,
+            "chunk {chunk} of job {job} starts on {} for attempt {} (current {current}) although {why}",
+            machines[run.host.0].name, run.attempt
+        );
+        self.excused += 1;
+    }
+}
+
+fn holds(shell: &WorkerShell, job: JobId, chunk: u32) -> Option<(u8, u32)> {
+    shell.core.holding_of(job, chunk)
+}

@@ -1,0 +1,118 @@
+//! The faults of one seed, planned before it begins: what strikes when, and for how long.
+
+use wire::{Duration, Instant};
+
+use crate::chance::Chance;
+use crate::network::{Host, Weather};
+use crate::shell::DiskPace;
+use crate::world::{Change, LOAD_BALANCER, MASTER, STORAGE, World};
+
+/// When faults may begin, and when the last one ends.
+pub const FAULTS_FROM: Instant = Instant(2_000_000);
+pub const FAULTS_UNTIL: Instant = Instant(42_000_000);
+/// Faults of a seed.
+const FAULTS_MIN: u64 = 10;
+const FAULTS_MAX: u64 = 30;
+
+/// Plans the faults of a seed; says how many they are.
+pub fn plan(world: &mut World) -> u64 {
+    let mut chance = Chance::new(world.chance().next());
+    let count = chance.between(FAULTS_MIN, FAULTS_MAX + 1);
+    for _ in 0..count {
+        let at = Instant(chance.between(FAULTS_FROM.0, FAULTS_UNTIL.0));
+        plan_one(world, at, &mut chance);
+    }
+    count
+}
+
+/// Faults last from a blink to twice the grace period.
+fn draw_length(chance: &mut Chance) -> Duration {
+    let max_ms = [300, 3_000, 12_000][chance.between(0, 3) as usize];
+    Duration::from_millis(chance.between(10, max_ms))
+}
+
+fn plan_one(world: &mut World, at: Instant, chance: &mut Chance) {
+    let end = (at + draw_length(chance)).min(FAULTS_UNTIL);
+    match chance.between(0, 100) {
+        0..38 => {
+            let host = any_host(world, chance);
+            world.plan(at, Change::Crash { host });
+            world.plan(end, Change::Restart { host });
+        }
+        38..52 => {
+            let host = any_host(world, chance);
+            world.plan(at, Change::Pause { host });
+            world.plan(end, Change::Resume { host });
+        }
+        52..80 => plan_cut(world, at, end, chance),
+        80..90 => {
+            let loss_per_mille = chance.between(0, 300);
+            let duplicate_per_mille = chance.between(0, 300);
+            let late_per_mille = chance.between(0, 200);
+            let storm = Weather { loss_per_mille, duplicate_per_mille, late_per_mille, ..Weather::STORM };
+            world.plan(at, Change::Weather(storm));
+            world.plan(end, Change::Weather(Weather::CALM));
+        }
+        90..96 => {
+            let host = [MASTER, STORAGE][chance.between(0, 2) as usize];
+            world.plan(at, Change::DiskPace { host, pace: DiskPace::SLOW });
+            world.plan(end, Change::DiskPace { host, pace: DiskPace::FAST });
+        }
+        _ => {
+            let host = any_host(world, chance);
+            // A day, either way.
+            let by_us = chance.between(0, 2 * 86_400_000_000) as i64 - 86_400_000_000;
+            world.plan(at, Change::WallJump { host, by_us });
+        }
+    }
+}
+
+/// Cuts a pair of machines that talk to each other, in one direction or both.
+fn plan_cut(world: &mut World, at: Instant, end: Instant, chance: &mut Chance) {
+    let worker = any_worker(world, chance);
+    let client = world.client(1 + chance.between(0, world.settings.clients as u64) as usize);
+    let pairs = [
+        (worker, LOAD_BALANCER),
+        (worker, LOAD_BALANCER),
+        (worker, MASTER),
+        (worker, MASTER),
+        (LOAD_BALANCER, MASTER),
+        (LOAD_BALANCER, MASTER),
+        (worker, STORAGE),
+        (client, MASTER),
+        (client, STORAGE),
+    ];
+    let (a, b) = pairs[chance.between(0, pairs.len() as u64) as usize];
+    let directions: &[(Host, Host)] = match chance.between(0, 4) {
+        0 => &[(a, b)],
+        1 => &[(b, a)],
+        _ => &[(a, b), (b, a)],
+    };
+    for &(from, to) in directions {
+        world.plan(at, Change::CutOneWay { from, to });
+        world.plan(end, Change::MendOneWay { from, to });
+    }
+    // Sometimes a worker is cut off from all that command it.
+    if chance.once_in_a_thousand(300) {
+        for server in [MASTER, LOAD_BALANCER] {
+            for (from, to) in [(worker, server), (server, worker)] {
+                world.plan(at, Change::CutOneWay { from, to });
+                world.plan(end, Change::MendOneWay { from, to });
+            }
+        }
+    }
+}
+
+fn any_worker(world: &World, chance: &mut Chance) -> Host {
+    world.worker(1 + chance.between(0, world.settings.workers as u64) as usize)
+}
+
+/// A machine that may go down: clients stay.
+fn any_host(world: &World, chance: &mut Chance) -> Host {
+    match chance.between(0, 10) {
+        0..2 => MASTER,
+        2..5 => LOAD_BALANCER,
+        5..6 => STORAGE,
+        _ => any_worker(world, chance),
+    }
+}

@@ -1,0 +1,548 @@
+//! The simulated cluster: machines with processes, a network between them, and one line of time.
+//!
+//! Time jumps from event to event: a message arrives, a core's deadline comes, a disk is done, a program ends, a fault
+//! strikes. Each event is one turn of one process, and after each the checkers look at everything. All chance comes from
+//! one generator, so a seed is a whole history.
+
+use std::collections::BTreeMap;
+
+use wire::{BootNonce, ClientKey, Duration, Instant, NodeId, PeerId, Role, WallTime};
+
+use crate::chance::Chance;
+use crate::checker::Checker;
+use crate::client::{Client, Habit};
+use crate::disk::{MasterDisk, StorageDisk};
+use crate::network::{self, Envelope, Host, Network, Weather};
+use crate::process::{Ending, Journal};
+use crate::shell::{
+    Disk, DiskPace, Frames, Identity, LoadBalancerShell, MasterShell, Outside, Process, StorageShell, WorkerShell,
+};
+use crate::trace::Trace;
+
+/// Wall time at the world's beginning.
+const EPOCH_WALL_US: u64 = 1_800_000_000_000_000;
+
+/// What a world is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub seed: u64,
+    pub workers: usize,
+    pub clients: usize,
+    /// Cpus of each worker.
+    pub slots: u32,
+    /// `None` = clients do only what they are told.
+    pub habit: Option<Habit>,
+    /// Lines of what happens go to standard output.
+    pub is_traced: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { seed: 1, workers: 3, clients: 2, slots: 2, habit: None, is_traced: false }
+    }
+}
+
+/// A machine of the cluster, whether or not its process runs.
+#[derive(Debug)]
+pub struct Machine {
+    pub host: Host,
+    pub role: Role,
+    pub node: NodeId,
+    pub name: String,
+    /// Processes started so far.
+    pub boots: u32,
+    pub boot: BootNonce,
+    pub process: Option<Process>,
+    disk: Disk,
+    pub disk_pace: DiskPace,
+    /// Stopped, as by SIGSTOP: what happens to it waits.
+    pub is_paused: bool,
+    waiting: Vec<Due>,
+    /// How far its wall clock is off, in microseconds.
+    pub wall_offset_us: i64,
+}
+
+impl Machine {
+    pub fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+}
+
+/// What happens at a certain time.
+#[derive(Clone, Debug)]
+enum Due {
+    Arrival(Envelope),
+    /// What the shell of that boot has put off.
+    Put {
+        host: Host,
+        boots: u32,
+        number: u64,
+    },
+    /// A caller's connection to a server that has started again stands.
+    Reconnected {
+        host: Host,
+        boots: u32,
+        server: Host,
+    },
+    /// The connection of a boot that is gone is noticed by a server.
+    PeerGone {
+        host: Host,
+        boots: u32,
+        peer: PeerId,
+    },
+    Change(Change),
+}
+
+/// What a fault does, or undoes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    Crash {
+        host: Host,
+    },
+    Restart {
+        host: Host,
+    },
+    Pause {
+        host: Host,
+    },
+    Resume {
+        host: Host,
+    },
+    /// Nothing passes from the one to the other.
+    CutOneWay {
+        from: Host,
+        to: Host,
+    },
+    MendOneWay {
+        from: Host,
+        to: Host,
+    },
+    Weather(Weather),
+    DiskPace {
+        host: Host,
+        pace: DiskPace,
+    },
+    /// Its wall clock jumps.
+    WallJump {
+        host: Host,
+        by_us: i64,
+    },
+}
+
+#[derive(Debug)]
+pub struct World {
+    pub now: Instant,
+    /// Events so far.
+    pub steps: u64,
+    pub settings: Settings,
+    pub machines: Vec<Machine>,
+    pub network: Network,
+    pub weather: Weather,
+    pub journal: Journal,
+    pub checker: Checker,
+    pub trace: Trace,
+    agenda: BTreeMap<(Instant, u64), Due>,
+    agenda_count: u64,
+    chance: Chance,
+    /// Every message that was sent, for scenarios to look at; kept only when somebody wants it.
+    pub sent: Option<Vec<Sent>>,
+}
+
+/// A message as it was sent.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    pub at: Instant,
+    pub from: Host,
+    pub to: Host,
+    pub frame: Vec<u8>,
+}
+
+pub const MASTER: Host = Host(0);
+pub const LOAD_BALANCER: Host = Host(1);
+pub const STORAGE: Host = Host(2);
+const FIRST_WORKER: usize = 3;
+
+impl World {
+    /// A cluster whose processes have just started.
+    pub fn new(settings: Settings) -> Self {
+        let mut world = Self {
+            now: Instant(0),
+            steps: 0,
+            settings,
+            machines: Vec::new(),
+            network: Network::default(),
+            weather: Weather::CALM,
+            journal: Journal::default(),
+            checker: Checker::default(),
+            trace: Trace::new(settings.is_traced),
+            agenda: BTreeMap::new(),
+            agenda_count: 0,
+            chance: Chance::new(settings.seed),
+            sent: None,
+        };
+        world.add(Role::Master, "m1".into(), Disk::Master(MasterDisk::default()));
+        world.add(Role::LoadBalancer, "lb1".into(), Disk::None);
+        world.add(Role::Storage, "s1".into(), Disk::Storage(StorageDisk::default()));
+        for worker in 1..=settings.workers {
+            world.add(Role::Worker, format!("w{worker}"), Disk::None);
+        }
+        for client in 1..=settings.clients {
+            world.add(Role::Client, format!("c{client}"), Disk::None);
+        }
+        for host in 0..world.machines.len() {
+            world.start(Host(host));
+        }
+        world
+    }
+
+    fn add(&mut self, role: Role, name: String, disk: Disk) {
+        let host = Host(self.machines.len());
+        let (upper, lower) = (self.chance.next(), self.chance.next());
+        self.machines.push(Machine {
+            host,
+            role,
+            node: NodeId::from_halves(upper, lower),
+            name,
+            boots: 0,
+            boot: BootNonce::NONE,
+            process: None,
+            disk,
+            disk_pace: DiskPace::FAST,
+            is_paused: false,
+            waiting: Vec::new(),
+            wall_offset_us: 0,
+        });
+    }
+
+    /// The worker number `n`, from 1.
+    pub fn worker(&self, n: usize) -> Host {
+        assert!(n >= 1 && n <= self.settings.workers, "there is no worker {n}");
+        Host(FIRST_WORKER + n - 1)
+    }
+
+    pub fn workers(&self) -> impl Iterator<Item = Host> + use<> {
+        (FIRST_WORKER..FIRST_WORKER + self.settings.workers).map(Host)
+    }
+
+    /// The client number `n`, from 1.
+    pub fn client(&self, n: usize) -> Host {
+        assert!(n >= 1 && n <= self.settings.clients, "there is no client {n}");
+        Host(FIRST_WORKER + self.settings.workers + n - 1)
+    }
+
+    pub fn clients(&self) -> impl Iterator<Item = Host> + use<> {
+        let first = FIRST_WORKER + self.settings.workers;
+        (first..first + self.settings.clients).map(Host)
+    }
+
+    pub fn machine(&self, host: Host) -> &Machine {
+        &self.machines[host.0]
+    }
+
+    pub fn host_of(&self, node: NodeId) -> Option<Host> {
+        self.machines.iter().find(|machine| machine.node == node).map(|machine| machine.host)
+    }
+
+    pub fn chance(&mut self) -> &mut Chance {
+        &mut self.chance
+    }
+
+    fn wall(&self, host: Host) -> WallTime {
+        WallTime((EPOCH_WALL_US + self.now.0).saturating_add_signed(self.machines[host.0].wall_offset_us))
+    }
+
+    /// Has something happen at a later time.
+    pub fn plan(&mut self, at: Instant, change: Change) {
+        self.put(at, Due::Change(change));
+    }
+
+    fn put(&mut self, at: Instant, due: Due) {
+        self.agenda_count += 1;
+        self.agenda.insert((at, self.agenda_count), due);
+    }
+
+    /// Goes on to the next event and lets it happen.
+    pub fn step(&mut self) {
+        self.steps += 1;
+        let deadline = self.next_deadline();
+        let arrival = self.network.next_arrival();
+        let planned = self.agenda.keys().next().map(|(at, _)| *at);
+        let next = [planned, arrival, deadline.map(|(at, _)| at)].into_iter().flatten().min();
+        // A deadline that passed while its machine was paused is due at once.
+        self.now = self.now.max(next.expect("a cluster always waits for something"));
+        if planned.is_some_and(|at| at <= self.now) {
+            let (_, due) = self.agenda.pop_first().expect("it is the next event");
+            self.happen(due);
+        } else if let Some(envelope) = self.network.pop_arrived(self.now) {
+            self.happen(Due::Arrival(envelope));
+        } else if let Some((_, host)) = deadline {
+            self.turn(host, "tick", |_, _| {});
+        }
+    }
+
+    /// Lets time pass until `until`.
+    pub fn run_until(&mut self, until: Instant) {
+        // The mark keeps time from jumping beyond.
+        self.put(until, Due::Change(Change::Weather(self.weather)));
+        while self.now < until {
+            self.step();
+        }
+    }
+
+    fn next_deadline(&self) -> Option<(Instant, Host)> {
+        let awake = self.machines.iter().filter(|machine| !machine.is_paused);
+        awake.filter_map(|machine| Some((machine.process.as_ref()?.next_deadline()?, machine.host))).min()
+    }
+
+    fn happen(&mut self, due: Due) {
+        if let Some(machine) = target(&due).map(|host| &mut self.machines[host.0])
+            && machine.is_paused
+        {
+            return machine.waiting.push(due);
+        }
+        match due {
+            Due::Arrival(envelope) => {
+                if self.is_for_this_boot(envelope.to, envelope.to_boot) {
+                    self.arrive(envelope);
+                }
+            }
+            Due::Put { host, boots, number } => {
+                if self.is_for_this_boot(host, Some(boots.into())) {
+                    self.turn(host, "due", |process, outside| process.due(number, outside));
+                }
+            }
+            Due::Reconnected { host, boots, server } => {
+                if self.is_for_this_boot(host, Some(boots.into())) && !self.network.is_cut(host, server) {
+                    self.turn(host, "reconnected", |process, outside| process.reconnected(server, outside));
+                }
+            }
+            Due::PeerGone { host, boots, peer } => {
+                if self.is_for_this_boot(host, Some(boots.into())) {
+                    self.turn(host, "peer gone", |process, outside| process.peer_gone(peer, outside));
+                }
+            }
+            Due::Change(change) => self.change(change),
+        }
+    }
+
+    fn is_for_this_boot(&self, host: Host, boots: Option<u64>) -> bool {
+        let machine = &self.machines[host.0];
+        machine.is_up() && boots.is_none_or(|boots| boots == u64::from(machine.boots))
+    }
+
+    fn arrive(&mut self, envelope: Envelope) {
+        let Envelope { from, to, sender, frames, .. } = envelope;
+        self.trace.message("<-", self.now, &self.machines[to.0].name, &self.machines[from.0].name, &frames[0]);
+        let before = self.checker.before_arrival(&self.machines, from, to, &frames[0], self.now);
+        self.turn(to, "message", |process, outside| {
+            process.receive(sender, &frames, outside);
+            before.check(process);
+        });
+        self.checker.after_arrival(&self.machines, to, &frames[0]);
+    }
+
+    /// One turn of a process: what happens, then a tick, then everything that it wants done.
+    pub fn turn<R>(
+        &mut self,
+        host: Host,
+        why: &'static str,
+        what: impl FnOnce(&mut Process, &mut Outside<'_>) -> R,
+    ) -> R {
+        let wall = self.wall(host);
+        let machine = &mut self.machines[host.0];
+        self.trace.turn(self.now, host, why);
+        let process = machine.process.as_mut().expect("only a running process has a turn");
+        let mut outside = Outside {
+            now: self.now,
+            wall,
+            chance: &mut self.chance,
+            disk_pace: machine.disk_pace,
+            journal: &mut self.journal,
+            sent: Vec::new(),
+            due: Vec::new(),
+            is_struck: false,
+        };
+        let result = what(process, &mut outside);
+        process.tick(&mut outside);
+        process.check_invariants();
+        self.trace.notes(self.now, &machine.name, process);
+        let Outside { sent, due, is_struck, .. } = outside;
+        self.post(host, sent);
+        let boots = self.machines[host.0].boots;
+        for (at, number) in due {
+            self.put(at, Due::Put { host, boots, number });
+        }
+        self.checker.after_turn(&self.machines, host, &self.journal, self.now);
+        if is_struck {
+            self.strike(host);
+        }
+        result
+    }
+
+    /// Sends messages as a process meant them.
+    fn post(&mut self, from: Host, sent: Vec<(PeerId, Frames)>) {
+        for (peer, frames) in sent {
+            let (to, to_boot) = network::resolve(peer);
+            let boots = u64::from(self.machines[from.0].boots);
+            // Who answers a caller is known to it by its own address.
+            let sender = if to_boot.is_some() { network::server(from) } else { network::caller(from, boots) };
+            self.trace.message("->", self.now, &self.machines[from.0].name, &self.machines[to.0].name, &frames[0]);
+            self.checker.on_sent(&self.machines, from, to, &frames[0], self.now);
+            if let Some(log) = &mut self.sent {
+                log.push(Sent { at: self.now, from, to, frame: frames[0].clone() });
+            }
+            let envelope = Envelope { from, to, to_boot, sender, frames };
+            self.network.send(envelope, self.now, &self.weather, &mut self.chance);
+        }
+    }
+
+    /// What it ran took the machine down; it comes back by itself.
+    fn strike(&mut self, host: Host) {
+        self.change(Change::Crash { host });
+        self.plan(self.now + Duration::from_millis(500), Change::Restart { host });
+    }
+
+    fn change(&mut self, change: Change) {
+        self.trace.change(self.now, &change);
+        match change {
+            Change::Crash { host } => self.crash(host),
+            Change::Restart { host } => {
+                if !self.machines[host.0].is_up() {
+                    self.start(host);
+                }
+            }
+            Change::Pause { host } => self.machines[host.0].is_paused = true,
+            Change::Resume { host } => self.resume(host),
+            Change::CutOneWay { from, to } => self.network.cut_one_way(from, to),
+            Change::MendOneWay { from, to } => self.network.mend_one_way(from, to),
+            Change::Weather(weather) => self.weather = weather,
+            Change::DiskPace { host, pace } => self.machines[host.0].disk_pace = pace,
+            Change::WallJump { host, by_us } => self.machines[host.0].wall_offset_us += by_us,
+        }
+    }
+
+    fn crash(&mut self, host: Host) {
+        let wall = self.wall(host);
+        let machine = &mut self.machines[host.0];
+        let Some(process) = machine.process.take() else { return };
+        machine.is_paused = false;
+        machine.waiting.clear();
+        let mut outside = Outside {
+            now: self.now,
+            wall,
+            chance: &mut self.chance,
+            disk_pace: machine.disk_pace,
+            journal: &mut self.journal,
+            sent: Vec::new(),
+            due: Vec::new(),
+            is_struck: false,
+        };
+        machine.disk = process.crash(&mut outside);
+        // Servers notice that a caller is gone, or they do not.
+        let peer = network::caller(host, machine.boots.into());
+        for server in [MASTER, LOAD_BALANCER, STORAGE] {
+            let boots = self.machines[server.0].boots;
+            if server != host && self.chance.once_in_a_thousand(700) {
+                let at = self.now + Duration::from_micros(self.chance.between(100, 30_000_000));
+                self.put(at, Due::PeerGone { host: server, boots, peer });
+            }
+        }
+    }
+
+    fn resume(&mut self, host: Host) {
+        let machine = &mut self.machines[host.0];
+        if !std::mem::take(&mut machine.is_paused) {
+            return;
+        }
+        // What came meanwhile is taken up before the clock is looked at.
+        for due in std::mem::take(&mut machine.waiting) {
+            self.happen(due);
+        }
+    }
+
+    fn start(&mut self, host: Host) {
+        let number_base = self.chance.next() >> 1;
+        let random = self.chance.next() as u32;
+        let wall = self.wall(host);
+        let roles = self.machines.iter().map(|machine| machine.role).collect();
+        let machine = &mut self.machines[host.0];
+        machine.boots += 1;
+        machine.boot = BootNonce::new(machine.boots, random);
+        let identity = Identity {
+            host,
+            node: machine.node,
+            boot: machine.boot,
+            name: machine.name.clone(),
+            number_base,
+            masters: vec![MASTER],
+            load_balancers: vec![LOAD_BALANCER],
+            slots: self.settings.slots,
+            roles,
+            key: ClientKey([host.0 as u8 + 1; 32]),
+        };
+        let mut outside = Outside {
+            now: self.now,
+            wall,
+            chance: &mut self.chance,
+            disk_pace: machine.disk_pace,
+            journal: &mut self.journal,
+            sent: Vec::new(),
+            due: Vec::new(),
+            is_struck: false,
+        };
+        let process = match std::mem::replace(&mut machine.disk, Disk::None) {
+            Disk::Master(disk) => Process::Master(Box::new(MasterShell::start(&identity, disk, &mut outside))),
+            Disk::Storage(disk) => Process::Storage(Box::new(StorageShell::start(&identity, disk, &outside))),
+            Disk::None if machine.role == Role::LoadBalancer => {
+                Process::LoadBalancer(Box::new(LoadBalancerShell::start(&identity, &outside)))
+            }
+            Disk::None if machine.role == Role::Worker => {
+                Process::Worker(Box::new(WorkerShell::start(&identity, &outside)))
+            }
+            Disk::None => {
+                let base = 1 + ((number_base >> 20) << 20);
+                Process::Client(Box::new(Client::new(machine.node, base, MASTER, STORAGE, self.settings.habit)))
+            }
+        };
+        machine.process = Some(process);
+        self.checker.on_start(&self.machines, host, self.now);
+        self.turn(host, "start", |_, _| {});
+        if [MASTER, LOAD_BALANCER].contains(&host) {
+            self.reconnect_callers(host);
+        }
+    }
+
+    /// Those who were connected to a server that has started again find it again, and may or may not be told.
+    fn reconnect_callers(&mut self, server: Host) {
+        for host in 0..self.machines.len() {
+            let boots = self.machines[host].boots;
+            if boots > 0 && self.chance.once_in_a_thousand(500) {
+                let at = self.now + Duration::from_micros(self.chance.between(100, 200_000));
+                self.put(at, Due::Reconnected { host: Host(host), boots, server });
+            }
+        }
+    }
+
+    /// Looks at everything once more at the end of the calm.
+    pub fn check_end(&mut self) {
+        self.checker.check_end(&self.machines, &self.journal);
+    }
+
+    /// Programs that run now, by their worker's machine.
+    pub fn programs(&self) -> usize {
+        self.journal.runs.iter().filter(|run| run.ended.is_none()).count()
+    }
+
+    /// True when the run ended well.
+    pub fn ran_well(&self, job: wire::JobId, chunk: u32) -> bool {
+        self.journal.of_chunk(job, chunk).any(|run| matches!(run.ended, Some((_, Ending::Well))))
+    }
+}
+
+fn target(due: &Due) -> Option<Host> {
+    match due {
+        Due::Arrival(envelope) => Some(envelope.to),
+        Due::Put { host, .. } | Due::Reconnected { host, .. } | Due::PeerGone { host, .. } => Some(*host),
+        Due::Change(_) => None,
+    }
+}
