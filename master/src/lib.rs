@@ -4,4 +4,7 @@
 //! commands. They hear clients, load balancers, workers and storage nodes, and tell whoever watches. They never touch
 //! users' bytes and never choose a worker.
 
+pub mod config;
 pub mod core;
+
+pub use config::{Config, Limits, Settings, Timings};

@@ -1,4 +1,8 @@
 //! The tests of the master, one file for each subject.
 
 mod apply;
+mod leader;
+mod query;
+mod raft;
 mod support;
+mod watch;

@@ -8,7 +8,8 @@ use wire::job::{JobBody, JobSpec};
 use wire::record::{ChunkItem, NodeRecord, StoredFile, records_of};
 use wire::run::{Run, decode_results};
 use wire::{
-    BootNonce, ChunkRange, DecodeError, JobId, Message, NodeHello, NodeId, NodeState, Reader, Role, StatusState, Writer,
+    BootNonce, ChunkRange, DecodeError, FixedPart, JobId, Message, NodeHello, NodeId, NodeState, Reader, Role,
+    StatusState, U32, U64, Writer,
 };
 
 /// Kinds from here on exist only inside the log.
@@ -285,6 +286,23 @@ fn record_of_hello(fixed: &NodeHello, body: &[u8]) -> Result<NodeRecord, Request
         endpoint: text()?,
         bulk_endpoint: text()?,
     })
+}
+
+/// The hello by which the leader registers itself.
+pub(super) fn hello_frame(record: &NodeRecord) -> Vec<u8> {
+    let fixed = NodeHello {
+        boot: U64::new(record.boot.0),
+        role: record.role as u8,
+        public_key: record.public_key,
+        pid: U32::new(record.pid),
+        cpus_milli: U32::new(record.cpus_milli),
+        memory: U64::new(record.memory),
+        subject: record.node.into(),
+        ..NodeHello::DEFAULT
+    };
+    let mut body = Writer::new();
+    body.string(record.name.as_bytes()).string(record.endpoint.as_bytes()).string(record.bulk_endpoint.as_bytes());
+    fixed.frame(record.node, &body.bytes)
 }
 
 #[cfg(test)]

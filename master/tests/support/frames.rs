@@ -107,11 +107,6 @@ impl Batch {
         self
     }
 
-    pub fn boot(mut self, boot: BootNonce) -> Self {
-        self.fixed.boot = U64::new(boot.0);
-        self
-    }
-
     pub fn file(mut self, file: StoredFile) -> Self {
         self.files.push(file);
         self

@@ -1,0 +1,289 @@
+//! What is checked before a request may enter the log.
+//!
+//! The log is for ever, so what can be refused is refused here: rules, files that nobody has, receipts that nobody
+//! gave, resources that no worker has, losses of workers that are alive. Whatever decides about two requests at once
+//! is decided again at apply; here it only saves entries.
+
+use wire::job::JobSpec;
+use wire::record::StoredFile;
+use wire::{BootNonce, ErrorCode, Instant, JobId, Kind, LOST_NEWER_BOOT, Message, NodeId, PeerId, Role, bytes_text};
+
+use super::entry::{Cancel, LostWorker, Request, Results, Submit};
+use super::leader::{Form, Key, Waiter, code_of};
+use super::state::{Epoch, Outcome};
+use super::{Action, Core, Decision, request_of};
+
+/// Why a request does not get into the log.
+struct Refusal {
+    code: ErrorCode,
+    detail: String,
+}
+
+/// What is to be done with a request.
+enum Verdict {
+    Propose,
+    /// It is in the log already, or would change nothing.
+    Answer(Outcome),
+    Refuse(Refusal),
+}
+
+fn refuse(code: ErrorCode, detail: impl Into<String>) -> Verdict {
+    Verdict::Refuse(Refusal { code, detail: detail.into() })
+}
+
+impl Core {
+    /// A message that asks for an entry.
+    pub(super) fn on_request(
+        &mut self,
+        from: PeerId,
+        role: Option<Role>,
+        message: &Message<'_>,
+        frame: &[u8],
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let (kind, request) = (message.kind(), request_of(message));
+        let key = Key::Numbered { from, kind, request };
+        let (job, form) = (JobId::NIL, Form::Committed);
+        let mut waiter = Waiter { to: Some(from), kind, request, job, form, key, size: frame.len() };
+        let parsed = match Request::decode(frame) {
+            Ok(parsed) => parsed,
+            Err(error) => return self.answer_refused(&waiter, code_of(&error), &error.to_string(), actions),
+        };
+        let verdict = match &parsed {
+            Request::Submit(submit) => {
+                waiter.job = submit.job;
+                self.judge_submit(submit, now)
+            }
+            Request::Cancel(cancel) => {
+                waiter.job = cancel.job;
+                self.judge_cancel(cancel)
+            }
+            Request::RecordFile(file) => self.judge_file(file),
+            Request::Results(results) => {
+                (waiter.job, waiter.form) = (results.job, Form::Confirmed);
+                waiter.key = Key::Batch { worker: results.worker, boot: results.boot, batch: results.batch };
+                self.presence.hear(&self.state, results.worker, results.boot, now);
+                self.judge_results(results)
+            }
+            Request::Register(record) => {
+                waiter.form = Form::Welcome { node: record.node, boot: record.boot };
+                let is_own = record.node == Core::sender(message) && role.is_none_or(|role| role == record.role);
+                let verdict = if is_own {
+                    self.judge_register(record)
+                } else {
+                    refuse(
+                        ErrorCode::NotAllowed,
+                        format!("the sender may not register {} {}", record.role, record.node),
+                    )
+                };
+                self.presence.hear(&self.state, record.node, record.boot, now);
+                verdict
+            }
+            Request::Lost(lost) => self.judge_lost(lost, now, actions),
+            Request::GrantEpoch(_) => refuse(ErrorCode::NotAllowed, "epochs are granted by the leader"),
+        };
+        match verdict {
+            Verdict::Answer(outcome) => self.answer(&waiter, &outcome, self.state.index, actions),
+            Verdict::Refuse(refusal) => self.answer_refused(&waiter, refusal.code, &refusal.detail, actions),
+            Verdict::Propose => self.propose(waiter, frame.to_vec(), actions),
+        }
+    }
+
+    /// Puts a request into this turn's entry, unless it is under way already.
+    pub(super) fn propose(&mut self, waiter: Waiter, frame: Vec<u8>, actions: &mut Vec<Action>) {
+        if self.backlog.has(waiter.key) {
+            return;
+        }
+        if self.is_disk_full {
+            return self.answer_refused(&waiter, ErrorCode::DiskFull, "the master's disk is full", actions);
+        }
+        let limits = &self.config.limits;
+        if !self.backlog.has_room(waiter.size, limits.backlog_max, limits.backlog_bytes_max) {
+            return self.answer_refused(&waiter, ErrorCode::Busy, "too many requests are under way", actions);
+        }
+        self.backlog.push(waiter, frame);
+    }
+
+    /// The master itself is a node that people see.
+    pub(super) fn register_self(&mut self) {
+        let record = self.own_record();
+        if self.state.nodes.get(&record.node) == Some(&record) {
+            return;
+        }
+        let frame = super::entry::hello_frame(&record);
+        self.propose_own(Key::SelfRegistration, Kind::NodeHello, frame);
+    }
+
+    /// Puts a request of the leader's own into this turn's entry.
+    pub(super) fn propose_own(&mut self, key: Key, kind: Kind, frame: Vec<u8>) {
+        if self.backlog.has(key) {
+            return;
+        }
+        let (job, form) = (JobId::NIL, Form::Committed);
+        let waiter = Waiter { to: None, kind, request: 0, job, form, key, size: frame.len() };
+        self.backlog.push(waiter, frame);
+    }
+
+    fn judge_submit(&self, submit: &Submit<'_>, now: Instant) -> Verdict {
+        if let Some(outcome) = self.state.known_job(submit.job, submit.frame) {
+            return Verdict::Answer(outcome);
+        }
+        if submit.frame.len() > wire::limit::SUBMIT_SIZE_MAX {
+            let (size, max) = (submit.frame.len(), wire::limit::SUBMIT_SIZE_MAX);
+            return refuse(ErrorCode::TooLarge, format!("the job takes {size} bytes, the limit is {max}"));
+        }
+        for (id, input) in submit.body.inputs.iter().zip(&submit.spec.inputs) {
+            let is_known = self.state.files.get(id).is_some_and(|file| {
+                file.length == input.file_length && (input.hash.is_nil() || file.hash == input.hash)
+            });
+            if !is_known {
+                let path = bytes_text(&input.path);
+                let detail = format!("input '{path}': no file {id} of {} bytes is stored", input.file_length);
+                return refuse(ErrorCode::FileUnknown, detail);
+            }
+        }
+        match self.never_runs(&submit.spec, now) {
+            Some(detail) => refuse(ErrorCode::Impossible, detail),
+            None => Verdict::Propose,
+        }
+    }
+
+    /// Says why no worker that is up can run a chunk of this; `None` also while none is up, since some may come.
+    fn never_runs(&self, spec: &JobSpec, now: Instant) -> Option<String> {
+        let workers = || {
+            let is_up = |node: NodeId| self.presence.is_heard(node, now, self.config.timings.grace_ms);
+            self.state.nodes.values().filter(move |node| node.role == Role::Worker && is_up(node.node))
+        };
+        if workers().any(|worker| worker.cpus_milli >= spec.cpus_milli && worker.memory >= spec.memory) {
+            return None;
+        }
+        // The first of the largest, so that the text does not depend on chance.
+        let largest = workers().rev().max_by_key(|worker| worker.cpus_milli)?;
+        if largest.cpus_milli < spec.cpus_milli {
+            let (asked, has) = (cpus_text(spec.cpus_milli), cpus_text(largest.cpus_milli));
+            return Some(format!("no worker has {asked} cpus (largest: {}, {has})", largest.name));
+        }
+        let largest = workers().rev().max_by_key(|worker| worker.memory)?;
+        let (asked, has) = (size_text(spec.memory), size_text(largest.memory));
+        if largest.memory < spec.memory {
+            return Some(format!("no worker has {asked} of memory (largest: {}, {has})", largest.name));
+        }
+        Some(format!("no worker has both {} cpus and {asked} of memory", cpus_text(spec.cpus_milli)))
+    }
+
+    fn judge_cancel(&self, cancel: &Cancel) -> Verdict {
+        match self.state.jobs.get(&cancel.job) {
+            None => Verdict::Answer(Outcome::UnknownJob { job: cancel.job }),
+            Some(job) if job.open.count_in(cancel.range) == 0 => Verdict::Answer(Outcome::Changed { changed: 0 }),
+            Some(_) => Verdict::Propose,
+        }
+    }
+
+    fn judge_file(&self, file: &StoredFile) -> Verdict {
+        if let Err(refusal) = self.check_receipts(file) {
+            return Verdict::Refuse(refusal);
+        }
+        let is_known = self.state.files.get(&file.file).is_some_and(|known| {
+            (known.hash, known.length) == (file.hash, file.length)
+                && file.receipts.iter().all(|receipt| known.copies.contains(&receipt.node))
+        });
+        if is_known { Verdict::Answer(Outcome::Changed { changed: 0 }) } else { Verdict::Propose }
+    }
+
+    /// A file counts as stored on the word of storage nodes only.
+    fn check_receipts(&self, file: &StoredFile) -> Result<(), Refusal> {
+        let is_valid = |receipt: &wire::record::Receipt| {
+            let key = &self.config.receipt_key;
+            content::verify_receipt(key, receipt.node, file.file, file.hash, file.length, &receipt.mac)
+        };
+        if !file.receipts.is_empty() && file.receipts.iter().all(is_valid) {
+            return Ok(());
+        }
+        let detail = format!("file {} of {} bytes has no valid receipt", file.file, file.length);
+        Err(Refusal { code: ErrorCode::ReceiptInvalid, detail })
+    }
+
+    fn judge_results(&self, results: &Results) -> Verdict {
+        let Some(job) = self.state.jobs.get(&results.job) else {
+            return Verdict::Answer(Outcome::UnknownJob { job: results.job });
+        };
+        if !job.has(&results.runs) {
+            let detail = format!("a result is beyond the {} chunks of job {}", job.facts.chunk_count, job.number);
+            return refuse(ErrorCode::InvalidRequest, detail);
+        }
+        if results.runs.iter().all(|run| job.open.count_in(run.range()) == 0) {
+            return Verdict::Answer(Outcome::Changed { changed: 0 });
+        }
+        for file in &results.files {
+            if let Err(refusal) = self.check_receipts(file) {
+                return Verdict::Refuse(refusal);
+            }
+        }
+        Verdict::Propose
+    }
+
+    fn judge_register(&self, record: &wire::record::NodeRecord) -> Verdict {
+        match self.state.nodes.get(&record.node) {
+            // The answer then says whether a newer boot is registered.
+            Some(known) if known.boot > record.boot || known == record => {
+                Verdict::Answer(Outcome::Changed { changed: 0 })
+            }
+            None if self.state.nodes.len() >= self.config.limits.nodes_max => {
+                refuse(ErrorCode::Busy, format!("{} nodes are registered, no more fit", self.state.nodes.len()))
+            }
+            Some(_) | None => Verdict::Propose,
+        }
+    }
+
+    fn judge_lost(&self, lost: &LostWorker, now: Instant, actions: &mut Vec<Action>) -> Verdict {
+        let speaker = Epoch { number: lost.epoch, load_balancer: lost.load_balancer, boot: lost.load_balancer_boot };
+        if speaker != self.state.epoch {
+            return Verdict::Answer(Outcome::StaleEpoch { current: self.state.epoch.number });
+        }
+        let registered = self.state.nodes.get(&lost.worker).map_or(BootNonce::NONE, |record| record.boot);
+        let heard = self.presence.boot(lost.worker);
+        let is_replaced = registered.max(heard) > lost.boot || lost.flags & LOST_NEWER_BOOT != 0;
+        if is_replaced {
+            return Verdict::Propose;
+        }
+        let grace = self.config.timings.grace_ms;
+        let leading_since = self.leading_since.expect("requests are taken only while leading");
+        // A load balancer that is cut off from the workers must not use up every crash limit.
+        let heard_at = self.presence.heard_at(lost.worker).filter(|_| heard == lost.boot);
+        let silence = now.since(heard_at.unwrap_or(leading_since).max(leading_since));
+        if silence < grace {
+            let detail = format!("it may be alive: nothing heard for {} ms", silence.as_millis());
+            actions.push(Action::Decided(Decision::LostRefused { worker: lost.worker, detail: detail.clone() }));
+            return refuse(ErrorCode::Busy, detail);
+        }
+        Verdict::Propose
+    }
+}
+
+/// 64000 thousandths are `64`, 1500 are `1.5`.
+fn cpus_text(cpus_milli: u32) -> String {
+    let text = format!("{}.{:03}", cpus_milli / 1_000, cpus_milli % 1_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Bytes in the largest unit that divides them.
+fn size_text(bytes: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let (mut amount, mut unit) = (bytes, 0);
+    while amount >= 1024 && amount.is_multiple_of(1024) && unit + 1 < units.len() {
+        (amount, unit) = (amount / 1024, unit + 1);
+    }
+    format!("{amount} {}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_read_as_people_wrote_them() {
+        assert_eq!((cpus_text(64_000), cpus_text(1_500), cpus_text(10)), ("64".into(), "1.5".into(), "0.01".into()));
+        assert_eq!((size_text(3 << 40), size_text(1025)), ("3 TiB".into(), "1025 bytes".into()));
+    }
+}

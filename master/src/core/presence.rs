@@ -1,0 +1,192 @@
+//! Who is alive, as far as this leader has heard, and who therefore is primary.
+//!
+//! A node is like a ship's light: one missed flash is fog. All of this is belief of one leader in one term; what others
+//! have to rely on (a worker is lost, a load balancer reigns) becomes an entry of the log.
+
+use std::collections::BTreeMap;
+
+use wire::record::{RunningItem, records_of};
+use wire::{
+    BootNonce, ChunkRange, Duration, ErrorCode, FixedPart, HEARTBEAT_LEADER, Instant, JobId, Kind, LeaderHeartbeat,
+    LoadBalancerHeartbeat, NodeId, PeerId, Role, U32, U64, WorkerStatus,
+};
+
+use super::entry::EpochGrant;
+use super::leader::Key;
+use super::state::{Epoch, State};
+use super::{Action, Core};
+
+/// Running ranges that a load balancer may list.
+const RUNNING_ITEMS_MAX: usize = 1024;
+
+/// What this leader has heard.
+#[derive(Debug, Default)]
+pub(super) struct Presence {
+    /// Of registered nodes only, so it is no larger than their table.
+    heard: BTreeMap<NodeId, Heard>,
+    /// What load balancers say of themselves.
+    views: BTreeMap<NodeId, BalancerView>,
+    /// When the last epoch was granted because its primary was silent.
+    replaced_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    boot: BootNonce,
+    at: Instant,
+}
+
+/// A load balancer's last heartbeat.
+#[derive(Debug)]
+struct BalancerView {
+    boot: BootNonce,
+    epoch: u64,
+    index: u64,
+    workers_seen: u32,
+    running: Vec<RunningItem>,
+}
+
+impl Presence {
+    /// Notes that a registered node spoke. Words of a boot before the newest are of the dead.
+    pub(super) fn hear(&mut self, state: &State, node: NodeId, boot: BootNonce, now: Instant) {
+        let Some(record) = state.nodes.get(&node) else { return };
+        let newest = record.boot.max(self.boot(node));
+        if boot >= newest {
+            self.heard.insert(node, Heard { boot, at: now });
+        }
+    }
+
+    /// The newest boot of a node that was heard.
+    pub(super) fn boot(&self, node: NodeId) -> BootNonce {
+        self.heard.get(&node).map_or(BootNonce::NONE, |heard| heard.boot)
+    }
+
+    pub(super) fn heard_at(&self, node: NodeId) -> Option<Instant> {
+        self.heard.get(&node).map(|heard| heard.at)
+    }
+
+    pub(super) fn is_heard(&self, node: NodeId, now: Instant, within: Duration) -> bool {
+        self.heard_at(node).is_some_and(|at| now.since(at) < within)
+    }
+
+    /// What runs in the eyes of the primary; nothing while there is none, or it has not spoken in its epoch.
+    pub(super) fn running(&self, epoch: &Epoch) -> &[RunningItem] {
+        match self.primary_view(epoch) {
+            Some(view) => &view.running,
+            None => &[],
+        }
+    }
+
+    /// The log index that the primary has seen.
+    pub(super) fn primary_index(&self, epoch: &Epoch) -> u64 {
+        self.primary_view(epoch).map_or(0, |view| view.index)
+    }
+
+    fn primary_view(&self, epoch: &Epoch) -> Option<&BalancerView> {
+        let view = self.views.get(&epoch.load_balancer)?;
+        (view.boot == epoch.boot && view.epoch == epoch.number).then_some(view)
+    }
+}
+
+/// The ranges of one job that run in the eyes of the primary, with attempt and worker.
+pub(super) fn running_of(items: &[RunningItem], job: JobId) -> impl Iterator<Item = (ChunkRange, u32, NodeId)> {
+    let of_job = items.iter().filter(move |item| item.job_uuid == job.0);
+    of_job.map(|item| (ChunkRange::new(item.first, item.count), item.attempt, NodeId(item.worker_uuid)))
+}
+
+impl Core {
+    /// A node other than a load balancer is alive.
+    pub(super) fn on_heartbeat(&mut self, from: PeerId, fixed: &WorkerStatus, now: Instant, actions: &mut Vec<Action>) {
+        // A status of a chunk that is not a result is for load balancers; here it only shows that its worker lives.
+        let (node, boot) = (fixed.header.node_uuid.node(), BootNonce(fixed.boot.get()));
+        self.presence.hear(&self.state, node, boot, now);
+        self.answer_heartbeat(from, Kind::WorkerStatus, node, boot, actions);
+    }
+
+    pub(super) fn on_balancer_heartbeat(
+        &mut self,
+        from: PeerId,
+        fixed: &LoadBalancerHeartbeat,
+        body: &[u8],
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let (node, boot) = (fixed.header.node_uuid.node(), BootNonce(fixed.boot.get()));
+        let running = match records_of::<RunningItem>(body, fixed.num_items.get()) {
+            Ok(items) => items[..items.len().min(RUNNING_ITEMS_MAX)].to_vec(),
+            Err(error) => {
+                let (kind, detail) = (Some(Kind::LoadBalancerHeartbeat), error.to_string());
+                return self.refuse(from, kind, 0, JobId::NIL, ErrorCode::Malformed, &detail, actions);
+            }
+        };
+        self.presence.hear(&self.state, node, boot, now);
+        let is_registered =
+            self.state.nodes.get(&node).is_some_and(|known| known.role == Role::LoadBalancer && known.boot == boot);
+        if is_registered {
+            let (epoch, index) = (fixed.epoch.get(), fixed.index.get());
+            let workers_seen = fixed.workers_seen.get();
+            self.presence.views.insert(node, BalancerView { boot, epoch, index, workers_seen, running });
+            self.consider_epoch(now);
+        }
+        self.answer_heartbeat(from, Kind::LoadBalancerHeartbeat, node, boot, actions);
+    }
+
+    /// Whoever is not registered in this boot is told so, since it may have said its hello to another master's log.
+    fn answer_heartbeat(&self, to: PeerId, kind: Kind, node: NodeId, boot: BootNonce, actions: &mut Vec<Action>) {
+        if self.state.nodes.get(&node).is_none_or(|record| record.boot < boot) {
+            let detail = format!("node {node} is not registered in this boot");
+            return self.refuse(to, Some(kind), 0, JobId::NIL, ErrorCode::UnknownNode, &detail, actions);
+        }
+        let fixed = LeaderHeartbeat {
+            term: U64::new(self.raft.term()),
+            index: U64::new(self.state.index),
+            epoch: U64::new(self.state.epoch.number),
+            nodes_version: U64::new(self.state.nodes_version),
+            flags: U32::new(HEARTBEAT_LEADER),
+            ..LeaderHeartbeat::DEFAULT
+        };
+        actions.push(Action::Send { to, frame: fixed.frame(self.config.node, b"") });
+    }
+
+    /// Grants the next epoch when there is no primary, it has restarted, or it is silent while another is heard.
+    pub(super) fn consider_epoch(&mut self, now: Instant) {
+        let Some(leading_since) = self.leading_since else { return };
+        if self.backlog.has(Key::Epoch) || self.is_disk_full {
+            return;
+        }
+        let Some((load_balancer, boot)) = self.best_balancer(now) else { return };
+        let Epoch { number, load_balancer: primary, boot: primary_boot } = self.state.epoch;
+        if (load_balancer, boot) == (primary, primary_boot) {
+            return;
+        }
+        let has_restarted = self.state.nodes.get(&primary).is_none_or(|record| record.boot != primary_boot);
+        if number != 0 && !has_restarted {
+            let silent_since = self.presence.heard_at(primary).unwrap_or(leading_since).max(leading_since);
+            let is_silent = now.since(silent_since) >= self.config.timings.load_balancer_silence_ms;
+            let hold_down = self.config.timings.epoch_hold_down_ms;
+            let is_held = self.presence.replaced_at.is_some_and(|at| now.since(at) < hold_down);
+            if !is_silent || is_held {
+                return;
+            }
+            self.presence.replaced_at = Some(now);
+        }
+        let grant = EpochGrant { load_balancer, boot, epoch: number + 1 };
+        self.propose_own(Key::Epoch, Kind::LoadBalancerHeartbeat, grant.frame());
+    }
+
+    /// The load balancer that should reign: the primary while it is heard, else the one that sees most workers.
+    fn best_balancer(&self, now: Instant) -> Option<(NodeId, BootNonce)> {
+        let silence = self.config.timings.load_balancer_silence_ms;
+        let candidates = self.state.nodes.values().filter(|record| {
+            record.role == Role::LoadBalancer
+                && self.presence.boot(record.node) == record.boot
+                && self.presence.is_heard(record.node, now, silence)
+        });
+        let rank = |record: &&wire::record::NodeRecord| {
+            let view = self.presence.views.get(&record.node).filter(|view| view.boot == record.boot);
+            (record.node == self.state.epoch.load_balancer, view.map_or(0, |view| view.workers_seen))
+        };
+        // Of equals the first in the order of their ids.
+        candidates.rev().max_by_key(rank).map(|record| (record.node, record.boot))
+    }
+}

@@ -1,0 +1,189 @@
+//! Nothing is promised before it is durable, and what is durable comes back.
+
+use crate::support::frames::*;
+use crate::support::*;
+use master::core::{Event, RecoverError, Recovered};
+use wire::{Duration, JobId, Role};
+
+#[test]
+fn a_lone_master_leads_as_soon_as_its_vote_is_durable() {
+    let mut master = a_master().slow_disk().build();
+    assert!(!master.core.is_ready());
+    let refused = master.receives(CLIENT_PEER, submit(1, J1, &a_spec(1)));
+    assert_eq!(refused, ["1: error not_ready #1: this master is starting"]);
+    assert_eq!(master.unwritten(), 1, "its vote, and the first entry of its term");
+    master.persist_one();
+    assert!(master.core.is_ready());
+}
+
+#[test]
+fn nothing_is_acknowledged_before_it_is_persisted() {
+    let mut master = a_master().slow_disk().build();
+    while master.unwritten() > 0 {
+        master.persist_one();
+        master.tick();
+    }
+    assert_eq!(master.receives(CLIENT_PEER, submit(7, J1, &a_spec(3))), [""; 0]);
+    assert_eq!(master.unwritten(), 1);
+    assert_eq!(master.wait(Duration::from_secs(10)), [""; 0]);
+    assert!(master.core.state().jobs.is_empty());
+    assert_eq!(master.step(Event::Persisted { ticket: NO_TICKET }), []);
+
+    assert_eq!(master.persist_one(), ["1: job_accepted #7 number 1"]);
+}
+
+#[test]
+fn what_comes_in_one_turn_is_one_entry() {
+    let mut master = a_master().build();
+    let before = master.core.state().index;
+    let said = master.receives_all(&[
+        (CLIENT_PEER, submit(1, J1, &a_spec(1))),
+        (CLIENT_PEER, submit(2, J2, &a_spec(1))),
+        (CLIENT_PEER, record_file(3, &a_file(b"x"))),
+    ]);
+    let expected = ["1: job_accepted #1 number 1", "1: job_accepted #2 number 2", "1: committed #3 changed 1"];
+    assert_eq!(said, expected);
+    assert_eq!(master.core.state().index, before + 1);
+}
+
+#[test]
+fn what_fills_an_entry_does_not_wait_for_the_end_of_the_turn() {
+    let mut master = a_master().limits(|limits| limits.entry_bytes_max = 200).build();
+    let before = master.core.state().index;
+    let jobs: Vec<_> = (1..=4).map(|n| (CLIENT_PEER, submit(n, JobId([n as u8; 16]), &a_spec(1)))).collect();
+    assert_eq!(master.receives_all(&jobs).len(), 4);
+    assert_eq!(master.core.state().index, before + 2);
+}
+
+#[test]
+fn a_crash_before_the_disk_answered_loses_only_what_was_not_acknowledged() {
+    let mut master = a_master().slow_disk().build();
+    while master.unwritten() > 0 {
+        master.persist_one();
+        master.tick();
+    }
+    master.receives(CLIENT_PEER, submit(1, J1, &a_spec(1)));
+    assert_eq!(master.persist_one(), ["1: job_accepted #1 number 1"]);
+    master.receives(CLIENT_PEER, submit(2, J2, &a_spec(1)));
+
+    let mut master = master.crash_and_restart();
+    while master.unwritten() > 0 {
+        master.persist_one();
+        master.tick();
+    }
+    assert_eq!(master.core.state().jobs.keys().collect::<Vec<_>>(), [&J1]);
+    assert_eq!(master.receives(CLIENT_PEER, submit(1, J1, &a_spec(1))), ["1: job_accepted #1 number 1"]);
+}
+
+#[test]
+fn a_restart_replays_the_log_to_the_same_state() {
+    let mut master = a_master().build();
+    master.enthrones(1);
+    master.registers(W1_PEER, &a_node(W1, Role::Worker, 1));
+    master.receives(CLIENT_PEER, submit(1, J1, &a_spec(10)));
+    master.receives(W1_PEER, succeeded(W1, J1, &[a_run(2, &[a_result(), a_result()])]).frame());
+    master.receives(CLIENT_PEER, cancel(2, J1, 5, 1));
+    let before = master.core.state().clone();
+
+    let mut master = master.crash_and_restart();
+    assert!(master.core.is_ready());
+    let state = master.core.state();
+    assert_eq!((&state.jobs, &state.files, state.epoch), (&before.jobs, &before.files, before.epoch));
+    assert_eq!(state.nodes[&MASTER].boot, boot(2));
+    assert_eq!(master.receives(CLIENT_PEER, submit(9, J2, &a_spec(1))), ["1: job_accepted #9 number 2"]);
+    assert!(master.core.state().stamp >= before.stamp);
+}
+
+#[test]
+fn a_snapshot_cuts_the_log_and_a_restart_from_it_gives_the_same_state() {
+    let mut master = a_master().snapshot_entries(20).limits(|limits| limits.log_entries_kept = 5).build();
+    for n in 1..=50u8 {
+        let spec = a_spec(10);
+        let accepted = master.receives(CLIENT_PEER, submit(n.into(), JobId([n; 16]), &spec));
+        assert_eq!(accepted, [format!("1: job_accepted #{n} number {n}")]);
+    }
+    master.receives(W1_PEER, succeeded(W1, JobId([3; 16]), &[a_run(2, &[a_result()])]).frame());
+    assert!(master.disk.snapshot.is_some());
+    assert!(master.disk.entries.len() <= 26, "{} entries are kept", master.disk.entries.len());
+
+    let mut before = master.core.state().clone();
+    let master = master.crash_and_restart();
+    let after = master.core.state();
+    // The restart itself added an empty entry, and the master's new boot.
+    (before.index, before.stamp) = (after.index, after.stamp);
+    before.nodes = after.nodes.clone();
+    assert!(before.encode() == after.encode());
+}
+
+#[test]
+fn a_slow_snapshot_stops_neither_requests_nor_the_log() {
+    let mut master = a_master().snapshot_entries(5).slow_disk().build();
+    let mut finished = 0;
+    for n in 1..=12u8 {
+        master.receives(CLIENT_PEER, submit(n.into(), JobId([n; 16]), &a_spec(1)));
+        while finished < 100 && master.unwritten() > 0 {
+            finished += 1;
+            master.persist_one();
+            master.tick();
+        }
+    }
+    let mut master = master.crash_and_restart();
+    while master.unwritten() > 0 {
+        master.persist_one();
+        master.tick();
+    }
+    assert_eq!(master.core.state().jobs.len(), 11, "the first came before it led");
+}
+
+#[test]
+fn a_full_disk_refuses_requests_until_it_has_room() {
+    let mut master = a_master().build();
+    master.receives(CLIENT_PEER, submit(1, J1, &a_spec(1)));
+    master.step(Event::DiskFull);
+    let refused = master.receives(CLIENT_PEER, submit(2, J2, &a_spec(1)));
+    assert_eq!(refused, ["1: error disk_full #2: the master's disk is full"]);
+    assert_eq!(master.receives(CLIENT_PEER, submit(3, J1, &a_spec(1))), ["1: job_accepted #3 number 1"]);
+    master.step(Event::Persisted { ticket: NO_TICKET });
+    assert_eq!(master.receives(CLIENT_PEER, submit(4, J2, &a_spec(1))), ["1: job_accepted #4 number 2"]);
+}
+
+#[test]
+fn a_disk_that_lost_something_is_refused() {
+    let mut master = a_master().build();
+    for n in 1..=5u8 {
+        master.receives(CLIENT_PEER, submit(n.into(), JobId([n; 16]), &a_spec(1)));
+    }
+    let start = |disk: Recovered| {
+        let config = master::Config::new(MASTER, boot(2), RECEIPT_KEY);
+        master::core::Core::new(config, disk, wire::Instant(0)).map(|_| ())
+    };
+    let mut gap = master.disk.clone();
+    gap.entries.remove(3);
+    assert!(matches!(start(gap), Err(RecoverError::Log(_))));
+    let mut short = master.disk.clone();
+    short.entries.truncate(2);
+    assert!(matches!(start(short), Err(RecoverError::Log(_))));
+    let spoiled = Recovered { snapshot: Some(vec![1, 99, 3]), ..master.disk.clone() };
+    assert!(matches!(start(spoiled), Err(RecoverError::Snapshot(_))));
+    assert_eq!(start(master.disk.clone()), Ok(()));
+}
+
+#[test]
+fn a_group_of_several_is_refused_not_faked() {
+    let mut config = master::Config::new(MASTER, boot(1), RECEIPT_KEY);
+    config.members.push(W1);
+    let refused = master::core::Core::new(config, Recovered::default(), wire::Instant(0)).map(|_| ());
+    assert_eq!(refused, Err(RecoverError::Members { members: 2 }));
+}
+
+#[test]
+fn two_runs_of_the_same_events_do_the_same() {
+    let run = || {
+        let mut master = a_master().build();
+        master.enthrones(1);
+        master.receives(CLIENT_PEER, submit(1, J1, &a_spec(10)));
+        let said = master.wait(Duration::from_secs(3));
+        (said, master.disk, master.decisions)
+    };
+    assert_eq!(run(), run());
+}
