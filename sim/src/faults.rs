@@ -49,7 +49,8 @@ fn plan_one(world: &mut World, at: Instant, chance: &mut Chance) {
             let loss_per_mille = chance.between(0, 300);
             let duplicate_per_mille = chance.between(0, 300);
             let late_per_mille = chance.between(0, 200);
-            let storm = Weather { loss_per_mille, duplicate_per_mille, late_per_mille, ..Weather::STORM };
+            let keeps_order = chance.once_in_a_thousand(500);
+            let storm = Weather { loss_per_mille, duplicate_per_mille, late_per_mille, keeps_order, ..Weather::STORM };
             world.plan(at, Change::Weather(storm));
             world.plan(end, Change::Weather(Weather::CALM));
         }

@@ -62,6 +62,8 @@ pub struct Weather {
     pub duplicate_per_mille: u64,
     pub delay_min_us: u64,
     pub delay_max_us: u64,
+    /// What one machine sends another arrives in order, but for copies and what takes the long way: a connection stands.
+    pub keeps_order: bool,
     /// How often a message takes the long way, and how long that is at most.
     pub late_per_mille: u64,
     pub late_max_us: u64,
@@ -74,6 +76,7 @@ impl Weather {
         duplicate_per_mille: 0,
         delay_min_us: 50,
         delay_max_us: 500,
+        keeps_order: true,
         late_per_mille: 0,
         late_max_us: 0,
     };
@@ -82,6 +85,7 @@ impl Weather {
         duplicate_per_mille: 30,
         delay_min_us: 50,
         delay_max_us: 5_000,
+        keeps_order: false,
         late_per_mille: 20,
         late_max_us: 2_000_000,
     };
@@ -92,6 +96,8 @@ impl Weather {
 pub struct Network {
     in_flight: BTreeMap<(Instant, u64), Envelope>,
     sent: u64,
+    /// When the last message that keeps the order arrives, by sender and receiver.
+    last: BTreeMap<(Host, Host), Instant>,
     /// Directed pairs that do not hear each other.
     cut: BTreeSet<(Host, Host)>,
 }
@@ -103,13 +109,17 @@ impl Network {
             return;
         }
         let copies = if chance.once_in_a_thousand(weather.duplicate_per_mille) { 2 } else { 1 };
-        for _ in 0..copies {
-            let mut delay = chance.between(weather.delay_min_us, weather.delay_max_us);
+        for copy in 0..copies {
+            let mut at = now + Duration::from_micros(chance.between(weather.delay_min_us, weather.delay_max_us));
             if chance.once_in_a_thousand(weather.late_per_mille) {
-                delay += chance.between(0, weather.late_max_us);
+                at = at + Duration::from_micros(chance.between(0, weather.late_max_us));
+            } else if weather.keeps_order && copy == 0 {
+                let last = self.last.entry((envelope.from, envelope.to)).or_default();
+                at = at.max(*last);
+                *last = at;
             }
             self.sent += 1;
-            self.in_flight.insert((now + Duration::from_micros(delay), self.sent), envelope.clone());
+            self.in_flight.insert((at, self.sent), envelope.clone());
         }
     }
 

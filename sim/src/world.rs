@@ -91,6 +91,8 @@ enum Due {
         peer: PeerId,
     },
     Change(Change),
+    /// Nothing: somebody looks at the world then.
+    Mark,
 }
 
 /// What a fault does, or undoes.
@@ -283,7 +285,7 @@ impl World {
     /// Lets time pass until `until`.
     pub fn run_until(&mut self, until: Instant) {
         // The mark keeps time from jumping beyond.
-        self.put(until, Due::Change(Change::Weather(self.weather)));
+        self.put(until, Due::Mark);
         while self.now < until {
             self.step();
         }
@@ -322,6 +324,7 @@ impl World {
                 }
             }
             Due::Change(change) => self.change(change),
+            Due::Mark => {}
         }
     }
 
@@ -543,6 +546,6 @@ fn target(due: &Due) -> Option<Host> {
     match due {
         Due::Arrival(envelope) => Some(envelope.to),
         Due::Put { host, .. } | Due::Reconnected { host, .. } | Due::PeerGone { host, .. } => Some(*host),
-        Due::Change(_) => None,
+        Due::Change(_) | Due::Mark => None,
     }
 }
