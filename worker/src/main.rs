@@ -1,9 +1,33 @@
-//! Starts a slot process when called as `zg-worker slot`.
+//! `zg-worker SETTINGS.toml`: runs a worker until SIGTERM or SIGINT. As `zg-worker slot` it is one of its slot processes.
 
-fn main() {
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "slot") {
-        worker::slot::process::run();
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const USAGE: &str =
+    "usage: zg-worker SETTINGS.toml\n       zg-worker slot (started by a worker, with its link as standard input)";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let (path, more) = (arguments.next(), arguments.next());
+    let path = match (path, more) {
+        (Some(word), None) if word == "slot" => worker::slot::process::run(),
+        (Some(word), None) if word == "--help" => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        (Some(path), None) => PathBuf::from(path),
+        (None, _) | (Some(_), Some(_)) => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    node::log::init();
+    let ended = worker::Config::load(&path).map_err(Into::into).and_then(|config| worker::shell::run(&config));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("zg-worker: {error}");
+            ExitCode::FAILURE
+        }
     }
-    eprintln!("usage: zg-worker slot (started by a worker, with its link as standard input)");
-    std::process::exit(2);
 }

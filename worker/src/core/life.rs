@@ -29,18 +29,23 @@ impl Worker {
                 let detail = format!("job {id} is here already, from somebody else");
                 return self.refuse(from, ErrorCode::ExistsDifferent, kind, 0, id, &detail, actions);
             }
-            let is_running = self.slots.within(id, ChunkRange::one(0)).next().is_some();
-            let state = if is_running { StatusState::Running } else { StatusState::Accepted };
-            return self.tell_seed_peer(from, id, state, actions);
+            if !job.held.is_empty() {
+                let is_running = self.slots.within(id, ChunkRange::one(0)).next().is_some();
+                let state = if is_running { StatusState::Running } else { StatusState::Accepted };
+                return self.tell_seed_peer(from, id, state, actions);
+            }
         }
         if !self.jobs.has_room() {
             let detail = format!("{} jobs have chunks here", super::JOBS_MAX);
             return self.refuse(from, ErrorCode::Busy, kind, 0, id, &detail, actions);
         }
-        match Order::decode(request, body) {
-            Ok(order) => self.learn(order, Some(from), now, actions),
-            Err(error) => {
-                return self.refuse(from, ErrorCode::Malformed, kind, 0, id, &error.to_string(), actions);
+        // A load balancer may have killed the chunk and left the job.
+        if self.jobs.at(id).is_none() {
+            match Order::decode(request, body) {
+                Ok(order) => self.learn(order, Some(from), now, actions),
+                Err(error) => {
+                    return self.refuse(from, ErrorCode::Malformed, kind, 0, id, &error.to_string(), actions);
+                }
             }
         }
         self.tell_seed_peer(from, id, StatusState::Accepted, actions);

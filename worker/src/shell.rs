@@ -1,0 +1,466 @@
+//! Runs a worker: moves events into the core and actions out.
+//!
+//! One thread owns the core, the endpoint and the slots; it never waits for a disk or for storage. Beside it, stagers
+//! bring inputs, an uploader stores outputs, and a sweeper removes what is left over.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::{io, thread};
+
+use content::{Store, StoreError};
+use node::channel::{self, Inbox, Orders};
+use node::{
+    Bind, Certificate, CertificateError, Clock, Endpoint, EndpointConfig, EndpointError, IdentityError, NodeIdentity,
+    PeerClass, SettingsError, signal,
+};
+use wire::{Duration, Instant, JobId, PeerId, Role};
+
+use crate::config::Config;
+use crate::core::{Action, Event, Order, RunEnd, Server, Settings, SlotIndex, Take, Usage, Worker};
+use crate::slot::{Ended, Report, SlotEvent};
+
+mod bench;
+mod directory;
+mod glob;
+mod outbox;
+mod program;
+mod stage;
+mod storage;
+mod sweep;
+mod upload;
+
+use bench::{Benches, Current};
+use directory::Directory;
+use outbox::Kept;
+use program::{RunOf, Surroundings};
+use stage::{Stage, Staged};
+use storage::{Ourselves, StorageList};
+use sweep::Sweeper;
+use upload::{Uploaded, Uploader};
+
+const EVENTS_PER_TURN_MAX: usize = 256;
+/// Reports of helpers that wait for the loop.
+const REPORTS_MAX: usize = 1024;
+/// How long the last words may take to leave when the process ends.
+const LINGER: Duration = Duration::from_millis(200);
+/// Unconfirmed small outputs that are kept in memory, in bytes; more stay on disk.
+const OUTBOX_MEMORY_MAX: usize = 64 << 20;
+
+/// Why a worker does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ShellError {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("data directory {dir}: {source}")]
+    Directory { dir: String, source: io::Error },
+    #[error("cannot start the threads: {0}")]
+    Thread(io::Error),
+    #[error("slots: {0}")]
+    Slot(io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT; then nothing of what it started is left. When it is up, one line on standard output
+/// says so: `ready: ENDPOINT`, without the endpoint if it binds none.
+pub fn run(config: &Config) -> Result<(), ShellError> {
+    let identity = NodeIdentity::open(&config.dir, config.node)?;
+    let in_directory = |source| ShellError::Directory { dir: config.dir.display().to_string(), source };
+    let directory = Directory::open(&config.dir).map_err(in_directory)?;
+    let store = Arc::new(Store::open(&directory.cache(), identity.node)?);
+    let certificate = Certificate::load(&config.certificate)?;
+    let binds = config.bind.iter().map(|address| Bind { address: address.clone(), class: PeerClass::Control });
+    let endpoint = Endpoint::open(EndpointConfig {
+        binds: binds.collect(),
+        certificates_dir: config.bind.as_ref().and(config.certificates_dir.clone()),
+        ..EndpointConfig::new(identity.node, identity.boot, certificate.clone())
+    })?;
+    let bell = endpoint.bell();
+    let stop = signal::Stop::install(&bell);
+    let clock = Clock::new();
+    let control = config.endpoint.clone().or_else(|| endpoint.bound().first().cloned()).unwrap_or_default();
+    let settings = settings(config, &identity, &certificate, control.clone());
+
+    let gate = Arc::new(Mutex::new(()));
+    let storage = StorageList::of_settings(&config.storage);
+    let ourselves = Ourselves { node: identity.node, boot: identity.boot, certificate };
+    let surroundings = Arc::new(Surroundings::new(identity.node));
+    let (staged_tx, staged) = channel::to_owner(REPORTS_MAX, &bell);
+    let (uploaded_tx, uploaded) = channel::to_owner(REPORTS_MAX, &bell);
+    let stage = Stage {
+        directory: directory.clone(),
+        store,
+        ourselves: ourselves.clone(),
+        storage: storage.clone(),
+        may_learn_storage: !config.masters.is_empty(),
+        timeout: config.stage_timeout,
+        gate: gate.clone(),
+    };
+    let stager = stage.start(&staged_tx).map_err(ShellError::Thread)?;
+    let uploader =
+        Uploader::start(ourselves, storage.clone(), surroundings.clone(), config.output_size_max, uploaded_tx)
+            .map_err(ShellError::Thread)?;
+    let sweeper = Sweeper::start(directory.trash()).map_err(ShellError::Thread)?;
+    let mut benches = Benches::new(gate).map_err(ShellError::Slot)?;
+    for slot in 0..settings.slots {
+        benches.open(slot, &directory).map_err(ShellError::Slot)?;
+    }
+
+    tracing::info!(node = %identity.node, slots = settings.slots, dir = %config.dir.display(), "worker is up");
+    println!("ready: {control}");
+    let now = clock.now();
+    let fixed = settings.masters.iter().chain(&settings.load_balancers).cloned().collect();
+    let mut shell = Shell {
+        core: Worker::new(settings, now),
+        endpoint,
+        clock,
+        now,
+        fixed,
+        links: BTreeMap::new(),
+        directory,
+        benches,
+        sweeper,
+        surroundings,
+        storage,
+        orders: BTreeMap::new(),
+        stager: Backlog::new(stager),
+        staged,
+        outbox: BTreeMap::new(),
+        outbox_memory: 0,
+        uploader: Backlog::new(uploader),
+        uploaded,
+        pending: VecDeque::new(),
+        actions: Vec::new(),
+    };
+    while !stop.requested() {
+        shell.turn()?;
+    }
+    tracing::info!("worker ends");
+    let Shell { endpoint, benches, .. } = shell;
+    // Ends every program, and waits for that.
+    drop(benches);
+    endpoint.close(LINGER);
+    Ok(())
+}
+
+fn settings(config: &Config, identity: &NodeIdentity, certificate: &Certificate, endpoint: String) -> Settings {
+    let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+    let servers = |servers: &[node::settings::Server]| {
+        servers.iter().map(|server| Server { endpoint: server.endpoint.clone(), key: Some(server.key) }).collect()
+    };
+    Settings {
+        name: config.name.clone(),
+        public_key: certificate.public,
+        endpoint,
+        pid: std::process::id(),
+        memory: config.memory.unwrap_or_else(memory),
+        masters: servers(&config.masters),
+        load_balancers: servers(&config.loadbalancers),
+        kill_grace: config.kill_grace,
+        ..Settings::new(identity.node, identity.boot, config.slots.unwrap_or(cpus).max(1))
+    }
+}
+
+/// Orders for a helper, with those that its channel has no room for.
+struct Backlog<T> {
+    orders: Orders<T>,
+    /// Bounded by what the core has under way: jobs, or unconfirmed runs.
+    waiting: VecDeque<T>,
+}
+
+impl<T> Backlog<T> {
+    fn new(orders: Orders<T>) -> Self {
+        Self { orders, waiting: VecDeque::new() }
+    }
+
+    fn push(&mut self, order: T) {
+        self.waiting.push_back(order);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while let Some(order) = self.waiting.pop_front() {
+            if let Err(full) = self.orders.try_send(order) {
+                return self.waiting.push_front(full.into_inner());
+            }
+        }
+    }
+}
+
+/// A connection that the core asked for.
+struct Link {
+    role: Role,
+    endpoint: String,
+    is_connected: bool,
+}
+
+/// Something that an action led to at once.
+enum Pending {
+    Exited { run: u64, end: RunEnd, usage: Usage },
+    Collected { run: u64, is_kept: bool },
+}
+
+struct Shell {
+    core: Worker,
+    endpoint: Endpoint,
+    clock: Clock,
+    /// When this turn began.
+    now: Instant,
+    /// Servers that the settings name.
+    fixed: Vec<Server>,
+    links: BTreeMap<PeerId, Link>,
+    directory: Directory,
+    benches: Benches,
+    sweeper: Sweeper,
+    surroundings: Arc<Surroundings>,
+    storage: StorageList,
+    /// Bodies of the jobs that the core knows.
+    orders: BTreeMap<JobId, Arc<Order>>,
+    stager: Backlog<Arc<Order>>,
+    staged: Inbox<Staged>,
+    outbox: BTreeMap<u64, Arc<Kept>>,
+    /// Bytes in memory of the outbox.
+    outbox_memory: usize,
+    uploader: Backlog<Arc<Kept>>,
+    uploaded: Inbox<Uploaded>,
+    pending: VecDeque<Pending>,
+    actions: Vec<Action>,
+}
+
+impl Shell {
+    fn turn(&mut self) -> Result<(), ShellError> {
+        self.endpoint.wait_with(self.core.next_deadline(), Some(self.benches.as_fd()));
+        self.now = self.clock.now();
+        // First what ended: it makes room for what has come.
+        for (slot, event) in self.benches.hear().map_err(ShellError::Slot)? {
+            self.on_slot_event(slot, event)?;
+        }
+        let mut messages = Vec::new();
+        self.endpoint.drain(EVENTS_PER_TURN_MAX, &mut |from, _, frames| messages.push((from, frames)));
+        self.note_connections()?;
+        for (from, frames) in &messages {
+            if let Some(frame) = frames.first() {
+                self.step(Event::Received { from: *from, frame })?;
+            }
+        }
+        while let Ok(staged) = self.staged.try_recv() {
+            self.on_staged(staged)?;
+        }
+        while let Ok(Uploaded { file, parcels }) = self.uploaded.try_recv() {
+            self.step(Event::Uploaded { file: file.as_ref(), parcels: &parcels })?;
+        }
+        self.stager.flush();
+        self.uploader.flush();
+        self.step(Event::Tick)
+    }
+
+    /// Tells the core of connections that have come to stand.
+    fn note_connections(&mut self) -> Result<(), ShellError> {
+        let mut connected = Vec::new();
+        for (peer, link) in &mut self.links {
+            let was_connected = link.is_connected;
+            link.is_connected = self.endpoint.is_connected(*peer);
+            if link.is_connected && !was_connected {
+                tracing::info!(role = %link.role, endpoint = link.endpoint, "connected");
+                connected.push((*peer, link.role, link.endpoint.clone()));
+            }
+        }
+        for (peer, role, endpoint) in connected {
+            self.step(Event::Connected { peer, role, endpoint: &endpoint })?;
+        }
+        Ok(())
+    }
+
+    fn on_staged(&mut self, staged: Staged) -> Result<(), ShellError> {
+        let job = staged.job;
+        match staged.result {
+            Ok(()) => self.step(Event::Staged { job }),
+            Err(why) => {
+                tracing::warn!(%job, why, "inputs cannot be had");
+                self.step(Event::StageFailed { job })
+            }
+        }
+    }
+
+    fn on_slot_event(&mut self, slot: SlotIndex, event: SlotEvent) -> Result<(), ShellError> {
+        match event {
+            SlotEvent::Reported(Report::Started { run, pid }) => {
+                tracing::debug!(run, pid, slot, "started");
+                Ok(())
+            }
+            SlotEvent::Reported(Report::Exited { run, ended, cpu_us, rss_max_bytes, duration_us }) => {
+                let end = match ended {
+                    Ended::Code(code) => RunEnd::Code(code as u8),
+                    Ended::Signal(signal) => RunEnd::Signal(signal as u8),
+                };
+                let usage = Usage { duration_us, cpu_us, max_rss_kib: rss_max_bytes / 1024 };
+                self.exited(run, end, usage)
+            }
+            SlotEvent::Reported(Report::Failed { run, exit_code, errno: _, message }) => {
+                if let Some(current) = &mut self.benches.at(slot).current {
+                    current.not_started = Some(message);
+                }
+                self.exited(run, RunEnd::NotStarted { exit_code: exit_code as u8 }, Usage::default())
+            }
+            SlotEvent::Died { unfinished, status } => {
+                tracing::error!(slot, %status, "a slot process died; what it ran was killed");
+                self.benches.replace(slot).map_err(ShellError::Slot)?;
+                for run in unfinished {
+                    self.exited(run, RunEnd::Signal(libc::SIGKILL as u8), Usage::default())?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn exited(&mut self, run: u64, end: RunEnd, usage: Usage) -> Result<(), ShellError> {
+        self.pending.push_back(Pending::Exited { run, end, usage });
+        self.settle()
+    }
+
+    /// One event, with all that follows from it at once.
+    fn step(&mut self, event: Event<'_>) -> Result<(), ShellError> {
+        self.step_once(event)?;
+        self.settle()
+    }
+
+    fn settle(&mut self) -> Result<(), ShellError> {
+        while let Some(pending) = self.pending.pop_front() {
+            match pending {
+                Pending::Exited { run, end, usage } => {
+                    let at = self.clock.wall();
+                    self.step_once(Event::Exited { run, end, usage, at })?;
+                }
+                Pending::Collected { run, is_kept } => self.step_once(Event::Collected { run, is_kept })?,
+            }
+        }
+        Ok(())
+    }
+
+    fn step_once(&mut self, event: Event<'_>) -> Result<(), ShellError> {
+        let mut actions = std::mem::take(&mut self.actions);
+        self.core.step(event, self.now, &mut actions);
+        for action in actions.drain(..) {
+            self.perform(action)?;
+        }
+        self.actions = actions;
+        Ok(())
+    }
+
+    fn perform(&mut self, action: Action) -> Result<(), ShellError> {
+        match action {
+            Action::Send { to, frame } => {
+                // Whatever matters is said again until it is answered.
+                if let Err(error) = self.endpoint.send(to, frame) {
+                    tracing::debug!(?to, %error, "a message was not sent");
+                }
+            }
+            Action::Connect { role, server } => self.connect(role, server)?,
+            Action::Disconnect { peer } => {
+                self.links.remove(&peer);
+                self.endpoint.disconnect(peer);
+            }
+            Action::UseStorage { nodes } => self.storage.replace(&nodes),
+            Action::Learn { order } => {
+                tracing::info!(job = %order.job, number = order.number, "job");
+                self.orders.insert(order.job, Arc::from(order));
+            }
+            Action::Stage { job } => self.stager.push(self.order(job)),
+            Action::Forget { job } => {
+                self.orders.remove(&job);
+                self.discard(&self.directory.job(job));
+            }
+            Action::Start { slot, run, job, chunk, attempt } => self.start(slot, run, job, chunk, attempt)?,
+            Action::Terminate { slot, run } => self.benches.at(slot).link.terminate(run),
+            Action::Kill { slot, run } => self.benches.at(slot).link.kill(run),
+            Action::Collect { slot, run, take } => self.collect(slot, run, take)?,
+            Action::Upload { job: _, run } => {
+                let kept = self.outbox.get(&run).expect("what is uploaded was put aside").clone();
+                self.uploader.push(kept);
+            }
+            Action::Release { run } => {
+                let kept = self.outbox.remove(&run).expect("what is released was put aside");
+                self.outbox_memory -= kept.memory();
+                self.discard(&kept.aside);
+            }
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, role: Role, server: Server) -> Result<(), ShellError> {
+        match self.endpoint.connect(&server.endpoint, server.key, role, PeerClass::Control) {
+            Ok(peer) => {
+                self.links.insert(peer, Link { role, endpoint: server.endpoint, is_connected: false });
+                Ok(())
+            }
+            Err(error) if self.fixed.contains(&server) => Err(error.into()),
+            Err(error) => {
+                tracing::error!(%role, endpoint = server.endpoint, %error, "the masters name a server that cannot be");
+                Ok(())
+            }
+        }
+    }
+
+    fn order(&self, job: JobId) -> Arc<Order> {
+        self.orders.get(&job).expect("the core speaks of jobs that it had us learn").clone()
+    }
+
+    fn start(&mut self, slot: SlotIndex, run: u64, job: JobId, chunk: u32, attempt: u32) -> Result<(), ShellError> {
+        let order = self.order(job);
+        let bench = self.benches.open(slot, &self.directory).map_err(ShellError::Slot)?;
+        let of = RunOf { order: &order, run, chunk, attempt };
+        let start = self.surroundings.start(of, &self.directory, &bench.path);
+        let foreign_directory =
+            (!order.spec.cwd.is_empty()).then(|| self.surroundings.working_directory(of, &bench.path));
+        let mut current = Current { run, order, chunk, attempt, foreign_directory, not_started: None };
+        let not_started = match start {
+            Ok(start) => {
+                let program = start.program.to_string_lossy().into_owned();
+                let is_started = self.benches.start(slot, start).map_err(ShellError::Slot)?;
+                (!is_started).then(|| format!("cannot run {program}: its arguments and environment are too long"))
+            }
+            Err(why) => Some(format!("cannot run the program: {why}")),
+        };
+        if not_started.is_some() {
+            current.not_started = not_started;
+            let end = RunEnd::NotStarted { exit_code: 126 };
+            self.pending.push_back(Pending::Exited { run, end, usage: Usage::default() });
+        }
+        self.benches.at(slot).current = Some(current);
+        Ok(())
+    }
+
+    fn collect(&mut self, slot: SlotIndex, run: u64, take: Take) -> Result<(), ShellError> {
+        let may_read = self.outbox_memory < OUTBOX_MEMORY_MAX;
+        let bench = self.benches.at(slot);
+        let kept = bench.collect(take, may_read, &self.directory, &mut self.sweeper).map_err(ShellError::Slot)?;
+        let is_kept = kept.is_some();
+        if let Some(kept) = kept {
+            self.outbox_memory += kept.memory();
+            self.outbox.insert(run, Arc::new(kept));
+        }
+        self.pending.push_back(Pending::Collected { run, is_kept });
+        Ok(())
+    }
+
+    fn discard(&mut self, path: &Path) {
+        if let Err(error) = self.sweeper.discard(path) {
+            tracing::warn!(path = %path.display(), %error, "left over until the next start");
+        }
+    }
+}
+
+/// Bytes of this machine's memory.
+fn memory() -> u64 {
+    // SAFETY: sysconf takes and gives plain numbers.
+    let (pages, page_size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    u64::try_from(pages).unwrap_or(0) * u64::try_from(page_size).unwrap_or(0)
+}

@@ -1,0 +1,290 @@
+//! The slots: each a slot process and its directories, which runs use one after the other.
+//!
+//! When a program has ended, what it wrote is put aside by renaming, so that the next one can start while it is still on
+//! its way to storage; small standard output is simply read. A run that wrote nothing costs a few looks and no change.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::directory::{Directory, is_empty, make_empty};
+use super::outbox::{Kept, Piece};
+use super::sweep::Sweeper;
+use crate::core::{Order, SlotIndex, Take};
+use crate::slot::{SlotEvent, SlotLink, Start, WORKER_EXECUTABLE};
+
+/// Standard output and error up to this are kept in memory until they are confirmed, in bytes.
+const READ_SIZE_MAX: u64 = 16 * 1024;
+/// So often in a row may the process of a slot die before the worker gives up.
+const DEATHS_MAX: u32 = 5;
+/// Slots that are looked at in one go.
+const READY_MAX: usize = 64;
+
+/// What a slot is busy with.
+#[derive(Debug)]
+pub(super) struct Current {
+    pub(super) run: u64,
+    pub(super) order: Arc<Order>,
+    pub(super) chunk: u32,
+    pub(super) attempt: u32,
+    /// Where the program ran, unless in the slot's own directory.
+    pub(super) foreign_directory: Option<PathBuf>,
+    /// Why it was not started.
+    pub(super) not_started: Option<String>,
+}
+
+/// One slot.
+#[derive(Debug)]
+pub(super) struct Bench {
+    pub(super) link: SlotLink,
+    pub(super) path: PathBuf,
+    pub(super) current: Option<Current>,
+    /// How often in a row its process died.
+    deaths: u32,
+}
+
+/// All slots that have been used, with one descriptor that is readable when one of them has something to say.
+#[derive(Debug)]
+pub(super) struct Benches {
+    poll: OwnedFd,
+    benches: BTreeMap<SlotIndex, Bench>,
+    /// Held while a program is written and while a slot process is started: a child that is just being made has a copy of
+    /// the open file, and a file open for writing cannot be run.
+    gate: Arc<Mutex<()>>,
+}
+
+impl Benches {
+    pub(super) fn new(gate: Arc<Mutex<()>>) -> io::Result<Self> {
+        // SAFETY: plain system call.
+        let poll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if poll < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and nobody else owns it.
+        let poll = unsafe { OwnedFd::from_raw_fd(poll) };
+        Ok(Self { poll, benches: BTreeMap::new(), gate })
+    }
+
+    /// Makes the slot if there is none yet.
+    pub(super) fn open(&mut self, slot: SlotIndex, directory: &Directory) -> io::Result<&mut Bench> {
+        if !self.benches.contains_key(&slot) {
+            let path = directory.slot(slot);
+            for name in ["work", "out", "spool"] {
+                fs::create_dir_all(path.join(name))?;
+            }
+            let link = self.spawn()?;
+            self.watch(slot, &link, libc::EPOLL_CTL_ADD)?;
+            self.benches.insert(slot, Bench { link, path, current: None, deaths: 0 });
+        }
+        Ok(self.benches.get_mut(&slot).expect("it was made above"))
+    }
+
+    pub(super) fn at(&mut self, slot: SlotIndex) -> &mut Bench {
+        self.benches.get_mut(&slot).expect("a slot with a run is open")
+    }
+
+    /// Gives a slot whose process has died another one.
+    pub(super) fn replace(&mut self, slot: SlotIndex) -> io::Result<()> {
+        self.at(slot).deaths += 1;
+        if self.at(slot).deaths > DEATHS_MAX {
+            return Err(io::Error::other(format!("the process of slot {slot} dies again and again")));
+        }
+        let link = self.spawn()?;
+        // The old socket leaves the poll when it is closed.
+        self.watch(slot, &link, libc::EPOLL_CTL_ADD)?;
+        self.at(slot).link = link;
+        Ok(())
+    }
+
+    fn spawn(&self) -> io::Result<SlotLink> {
+        let _gate = self.gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        SlotLink::spawn(Path::new(WORKER_EXECUTABLE))
+    }
+
+    /// Starts a run in its slot. False = what it is to be told is too long for any program.
+    pub(super) fn start(&mut self, slot: SlotIndex, start: Start) -> io::Result<bool> {
+        let is_started = self.at(slot).link.start(start).is_ok();
+        self.watch_writes(slot)?;
+        Ok(is_started)
+    }
+
+    /// While commands wait for room on the link, its being writable counts too.
+    fn watch_writes(&self, slot: SlotIndex) -> io::Result<()> {
+        let link = &self.benches[&slot].link;
+        if link.wants_write() { self.watch(slot, link, libc::EPOLL_CTL_MOD) } else { Ok(()) }
+    }
+
+    fn watch(&self, slot: SlotIndex, link: &SlotLink, operation: i32) -> io::Result<()> {
+        let events = if link.wants_write() { libc::EPOLLIN | libc::EPOLLOUT } else { libc::EPOLLIN };
+        let mut event = libc::epoll_event { events: events as u32, u64: slot.into() };
+        // SAFETY: both descriptors are open, and `event` lives until the call returns.
+        let status = unsafe { libc::epoll_ctl(self.poll.as_raw_fd(), operation, link.as_fd().as_raw_fd(), &mut event) };
+        if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// All that slots have said since the last call.
+    pub(super) fn hear(&mut self) -> io::Result<Vec<(SlotIndex, SlotEvent)>> {
+        let mut ready = [libc::epoll_event { events: 0, u64: 0 }; READY_MAX];
+        // SAFETY: `ready` has room for as many as it is said to have.
+        let count = unsafe { libc::epoll_wait(self.poll.as_raw_fd(), ready.as_mut_ptr(), READY_MAX as i32, 0) };
+        if count < 0 {
+            let error = io::Error::last_os_error();
+            return if error.kind() == ErrorKind::Interrupted { Ok(Vec::new()) } else { Err(error) };
+        }
+        let mut heard = Vec::new();
+        for event in &ready[..count as usize] {
+            let slot = event.u64 as SlotIndex;
+            let was_writable = event.events & libc::EPOLLOUT as u32 != 0;
+            let Some(bench) = self.benches.get_mut(&slot) else { continue };
+            while let Some(said) = bench.link.try_recv() {
+                if matches!(said, SlotEvent::Reported(_)) {
+                    bench.deaths = 0;
+                }
+                heard.push((slot, said));
+            }
+            if was_writable {
+                let link = &self.benches[&slot].link;
+                self.watch(slot, link, libc::EPOLL_CTL_MOD)?;
+            }
+        }
+        Ok(heard)
+    }
+}
+
+impl AsFd for Benches {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poll.as_fd()
+    }
+}
+
+impl Bench {
+    /// Puts aside what the run wrote, as far as `take` says, and makes the slot's directories as they were before it.
+    pub(super) fn collect(
+        &mut self,
+        take: Take,
+        may_read: bool,
+        directory: &Directory,
+        sweeper: &mut Sweeper,
+    ) -> io::Result<Option<Kept>> {
+        let current = self.current.take().expect("a slot is cleaned after its run");
+        let aside = directory.outbox(current.run);
+        let mut kept = Kept {
+            run: current.run,
+            order: current.order,
+            chunk: current.chunk,
+            attempt: current.attempt,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            out: None,
+            work: None,
+            aside,
+            failure: None,
+        };
+        if let Err(error) = self.put_aside(take, may_read, current.not_started, current.foreign_directory, &mut kept) {
+            // A full disk, most likely. The chunk must not count as done without its outputs.
+            tracing::error!(run = kept.run, %error, "outputs could not be put aside");
+            kept.failure = Some(format!("the outputs could not be put aside: {error}"));
+        }
+        self.clean(sweeper)?;
+        let is_empty = kept.stdout.is_empty() && kept.stderr.is_empty() && kept.out.is_none() && kept.work.is_none();
+        Ok(if is_empty && kept.failure.is_none() { None } else { Some(kept) })
+    }
+
+    fn put_aside(
+        &self,
+        take: Take,
+        may_read: bool,
+        not_started: Option<String>,
+        foreign_directory: Option<PathBuf>,
+        kept: &mut Kept,
+    ) -> io::Result<()> {
+        if take == Take::Nothing {
+            return Ok(());
+        }
+        let mut aside =
+            Aside { path: &kept.aside, is_made: false, read_size_max: if may_read { READ_SIZE_MAX } else { 0 } };
+        match not_started {
+            // Its spool files are those of the run before.
+            Some(message) => kept.stderr.push(Piece::Bytes(format!("zg: {message}\n").into_bytes())),
+            None => {
+                kept.stdout.extend(aside.take_file(&self.path, "stdout")?);
+                kept.stderr.extend(aside.take_file(&self.path, "stderr")?);
+                // What a program wrote as its error is shown after its standard error.
+                kept.stderr.extend(aside.take_file(&self.path, "error")?);
+            }
+        }
+        if take == Take::Everything {
+            if !is_empty(&self.path.join("out")).or_else(absent_is_empty)? {
+                kept.out = Some(aside.take_tree(&self.path, "out")?);
+            }
+            if !kept.order.spec.outputs.is_empty() {
+                kept.work = match foreign_directory {
+                    Some(foreign) => Some(foreign),
+                    None => Some(aside.take_tree(&self.path, "work")?),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    fn clean(&self, sweeper: &mut Sweeper) -> io::Result<()> {
+        let error_file = self.path.join("spool/error");
+        match fs::symlink_metadata(&error_file) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            _ => sweeper.discard(&error_file)?,
+        }
+        make_empty(&self.path.join("out"), sweeper)?;
+        make_empty(&self.path.join("work"), sweeper)
+    }
+}
+
+fn absent_is_empty(error: io::Error) -> io::Result<bool> {
+    if error.kind() == ErrorKind::NotFound { Ok(true) } else { Err(error) }
+}
+
+/// The directory of one run's outputs, made when there is something to put into it.
+struct Aside<'a> {
+    path: &'a Path,
+    is_made: bool,
+    /// Files up to this are read, in bytes.
+    read_size_max: u64,
+}
+
+impl Aside<'_> {
+    /// A spool file: nothing if it is empty or no file at all, its bytes if it is small, else the file itself.
+    fn take_file(&mut self, slot: &Path, name: &str) -> io::Result<Option<Piece>> {
+        let from = slot.join("spool").join(name);
+        let metadata = match fs::symlink_metadata(&from) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            metadata => metadata?,
+        };
+        if !metadata.is_file() || metadata.len() == 0 {
+            return Ok(None);
+        }
+        if metadata.len() <= self.read_size_max {
+            let mut bytes = Vec::with_capacity(metadata.len() as usize);
+            File::open(&from)?.take(self.read_size_max).read_to_end(&mut bytes)?;
+            return Ok(Some(Piece::Bytes(bytes)));
+        }
+        let to = self.make()?.join(name);
+        fs::rename(&from, &to)?;
+        Ok(Some(Piece::File { path: to, length: metadata.len() }))
+    }
+
+    fn take_tree(&mut self, slot: &Path, name: &str) -> io::Result<PathBuf> {
+        let to = self.make()?.join(name);
+        fs::rename(slot.join(name), &to)?;
+        Ok(to)
+    }
+
+    fn make(&mut self) -> io::Result<&Path> {
+        if !self.is_made {
+            fs::create_dir_all(self.path)?;
+            self.is_made = true;
+        }
+        Ok(self.path)
+    }
+}

@@ -1,0 +1,331 @@
+//! What runs wrote and nobody has confirmed, and how it becomes a bundle.
+//!
+//! A bundle is an index of the outputs, then standard output, then standard error, then the outputs. Directories are not
+//! kept for themselves, only the files in them; links and special files are not kept, and a line at the end of standard
+//! error says so.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use content::{Part, hash_file};
+use wire::record::{Bundle, OutputEntry, encode_output_index};
+use wire::{FileId, bytes_text};
+
+use super::glob;
+use super::program::{RunOf, Surroundings};
+use crate::core::Order;
+
+/// Files that one chunk may keep.
+const OUTPUTS_MAX: usize = 65_536;
+
+/// Part of a stream.
+#[derive(Debug)]
+pub(super) enum Piece {
+    Bytes(Vec<u8>),
+    File { path: PathBuf, length: u64 },
+}
+
+/// What one run wrote, until it is confirmed.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) run: u64,
+    pub(super) order: Arc<Order>,
+    pub(super) chunk: u32,
+    pub(super) attempt: u32,
+    pub(super) stdout: Vec<Piece>,
+    pub(super) stderr: Vec<Piece>,
+    /// What was the output directory.
+    pub(super) out: Option<PathBuf>,
+    /// Where the declared outputs are to be found.
+    pub(super) work: Option<PathBuf>,
+    /// The directory of everything that was put aside, if there is one.
+    pub(super) aside: PathBuf,
+    /// Why not all of it could be put aside.
+    pub(super) failure: Option<String>,
+}
+
+/// The parts of a bundle, and where each lies in it.
+pub(super) struct Packed {
+    pub(super) parts: Vec<Part>,
+    /// With the offset and the file still to be set.
+    pub(super) bundle: Bundle,
+    /// A declared output is missing or there is too much: only the streams are kept.
+    pub(super) is_refused: bool,
+}
+
+impl Packed {
+    /// Bytes.
+    pub(super) fn length(&self) -> u64 {
+        let bundle = &self.bundle;
+        bundle.index_length + bundle.stdout_length + bundle.stderr_length + bundle.outputs_length
+    }
+}
+
+/// An output that was found.
+struct Output {
+    name: Vec<u8>,
+    path: PathBuf,
+    length: u64,
+    mode: u32,
+}
+
+/// Finds the outputs of a run.
+#[derive(Default)]
+struct Found {
+    outputs: Vec<Output>,
+    names: BTreeSet<Vec<u8>>,
+    length: u64,
+    /// Told at the end of standard error.
+    notes: Vec<String>,
+}
+
+impl Kept {
+    /// Bytes that it holds in memory.
+    pub(super) fn memory(&self) -> usize {
+        let memory = |piece: &Piece| match piece {
+            Piece::Bytes(bytes) => bytes.len(),
+            Piece::File { .. } => 0,
+        };
+        self.stdout.iter().chain(&self.stderr).map(memory).sum()
+    }
+
+    /// Makes a bundle of what was kept; the files stay where they are.
+    pub(super) fn pack(&self, surroundings: &Surroundings, output_size_max: u64) -> io::Result<Packed> {
+        let mut found = Found::default();
+        let refusal = self.find(surroundings, output_size_max, &mut found)?;
+        if let Some(refusal) = &refusal {
+            found.notes.push(refusal.clone());
+            found.outputs.clear();
+        }
+        let mut entries = Vec::with_capacity(found.outputs.len());
+        for output in &found.outputs {
+            let (hash, length) = hash_file(File::open(&output.path)?)?;
+            if length != output.length {
+                return Err(io::Error::other(format!("{} changes still", output.path.display())));
+            }
+            entries.push(OutputEntry { name: output.name.clone(), length, hash, mode: output.mode });
+        }
+        let index = if entries.is_empty() { Vec::new() } else { encode_output_index(&entries) };
+        let notes: String = found.notes.iter().map(|note| format!("zg: {note}\n")).collect();
+        let bundle = Bundle {
+            file: FileId::NIL,
+            file_index: 0,
+            offset: 0,
+            index_length: index.len() as u64,
+            stdout_length: length_of(&self.stdout),
+            stderr_length: length_of(&self.stderr) + notes.len() as u64,
+            outputs_length: found.outputs.iter().map(|output| output.length).sum(),
+        };
+        let mut parts = vec![Part::Bytes(index)];
+        parts.extend(self.stdout.iter().chain(&self.stderr).map(part));
+        parts.push(Part::Bytes(notes.into_bytes()));
+        let files = found.outputs.into_iter();
+        parts.extend(files.map(|output| Part::File { path: output.path, offset: 0, length: output.length }));
+        Ok(Packed { parts, bundle, is_refused: refusal.is_some() })
+    }
+
+    /// Finds everything that is to be kept; an answer says why it cannot be.
+    fn find(&self, surroundings: &Surroundings, output_size_max: u64, found: &mut Found) -> io::Result<Option<String>> {
+        if self.failure.is_some() {
+            return Ok(self.failure.clone());
+        }
+        if let Some(out) = &self.out {
+            found.add_tree(out, Vec::new())?;
+        }
+        let spec = &self.order.spec;
+        if let Some(work) = &self.work {
+            let of = RunOf { order: &self.order, run: self.run, chunk: self.chunk, attempt: self.attempt };
+            for pattern in &spec.outputs {
+                let pattern = surroundings.expand_path(of, pattern);
+                let names = glob::find(work, &pattern)?;
+                if names.is_empty() {
+                    return Ok(Some(format!("no output matches '{}'", bytes_text(&pattern))));
+                }
+                for name in names {
+                    self.add_declared(work, name, found)?;
+                }
+            }
+        }
+        let size_max = if spec.output_size_max > 0 { spec.output_size_max } else { output_size_max };
+        let length = found.length + length_of(&self.stdout) + length_of(&self.stderr);
+        if length > size_max {
+            return Ok(Some(format!("the outputs have {length} bytes, at most {size_max} are kept")));
+        }
+        if found.outputs.len() > OUTPUTS_MAX {
+            return Ok(Some(format!("there are more than {OUTPUTS_MAX} output files")));
+        }
+        Ok(None)
+    }
+
+    /// Adds what a pattern matched. A file that is not in a directory of our own is copied, lest somebody changes it.
+    fn add_declared(&self, work: &Path, name: Vec<u8>, found: &mut Found) -> io::Result<()> {
+        let mut matched = Found::default();
+        matched.add(&work.join(OsStr::from_bytes(&name)), name)?;
+        let is_own = work.starts_with(&self.aside);
+        for mut output in matched.outputs {
+            if found.names.contains(&output.name) {
+                continue;
+            }
+            if !is_own {
+                let copies = self.aside.join("copies");
+                fs::create_dir_all(&copies)?;
+                let copy = copies.join(found.outputs.len().to_string());
+                output.length = fs::copy(&output.path, &copy)?;
+                output.path = copy;
+            }
+            found.push(output);
+        }
+        found.notes.append(&mut matched.notes);
+        Ok(())
+    }
+}
+
+impl Found {
+    fn add_tree(&mut self, directory: &Path, prefix: Vec<u8>) -> io::Result<()> {
+        let mut names: Vec<Vec<u8>> =
+            fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().into_vec())).collect::<io::Result<_>>()?;
+        // Equal outputs make equal bundles.
+        names.sort();
+        for name in names {
+            let path = directory.join(OsStr::from_bytes(&name));
+            let name = if prefix.is_empty() { name } else { [&prefix[..], b"/", &name[..]].concat() };
+            self.add(&path, name)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, path: &Path, name: Vec<u8>) -> io::Result<()> {
+        // More would be refused anyway; a program may leave millions.
+        if self.outputs.len() > OUTPUTS_MAX {
+            return Ok(());
+        }
+        let metadata = fs::symlink_metadata(path)?;
+        if metadata.is_dir() {
+            return self.add_tree(path, name);
+        }
+        if !metadata.is_file() {
+            self.notes.push(format!("'{}' is {} and is not kept", bytes_text(&name), kind(&metadata)));
+            return Ok(());
+        }
+        let mode = metadata.permissions().mode() & 0o777;
+        self.push(Output { name, path: path.to_path_buf(), length: metadata.len(), mode });
+        Ok(())
+    }
+
+    fn push(&mut self, output: Output) {
+        self.length += output.length;
+        self.names.insert(output.name.clone());
+        self.outputs.push(output);
+    }
+}
+
+fn kind(metadata: &Metadata) -> &'static str {
+    if metadata.is_symlink() { "a symbolic link" } else { "no regular file" }
+}
+
+fn length_of(pieces: &[Piece]) -> u64 {
+    let length = |piece: &Piece| match piece {
+        Piece::Bytes(bytes) => bytes.len() as u64,
+        Piece::File { length, .. } => *length,
+    };
+    pieces.iter().map(length).sum()
+}
+
+fn part(piece: &Piece) -> Part {
+    match piece {
+        Piece::Bytes(bytes) => Part::Bytes(bytes.clone()),
+        Piece::File { path, length } => Part::File { path: path.clone(), offset: 0, length: *length },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use content::Source;
+    use wire::job::JobSpec;
+    use wire::record::decode_output_index;
+    use wire::{JobId, NodeId};
+
+    fn a_kept(aside: &Path, outputs: &[&str]) -> Kept {
+        let spec = JobSpec { outputs: outputs.iter().map(|it| it.as_bytes().to_vec()).collect(), ..JobSpec::default() };
+        let (job, program, inputs) = (JobId([1; 16]), Vec::new(), Vec::new());
+        Kept {
+            run: 1,
+            order: Arc::new(Order { job, number: 1, chunk_count: 1, program, inputs, spec }),
+            chunk: 0,
+            attempt: 1,
+            stdout: vec![Piece::Bytes(b"out".to_vec())],
+            stderr: Vec::new(),
+            out: None,
+            work: None,
+            aside: aside.to_path_buf(),
+            failure: None,
+        }
+    }
+
+    fn pack(kept: &Kept, size_max: u64) -> (Bundle, Vec<u8>, bool) {
+        let packed = kept.pack(&Surroundings::new(NodeId([2; 16])), size_max).expect("it reads");
+        let length = packed.length();
+        let mut source = Source::new(packed.parts);
+        assert_eq!(source.length(), length);
+        (packed.bundle, source.read(0, length as usize).expect("it reads"), packed.is_refused)
+    }
+
+    #[test]
+    fn a_bundle_is_index_streams_and_outputs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut kept = a_kept(dir.path(), &[]);
+        let out = dir.path().join("out");
+        fs::create_dir_all(out.join("sub")).expect("made");
+        fs::write(out.join("sub/b c"), "second").expect("written");
+        fs::write(out.join("a"), "first").expect("written");
+        fs::set_permissions(out.join("a"), fs::Permissions::from_mode(0o755)).expect("it is ours");
+        std::os::unix::fs::symlink("/etc/passwd", out.join("link")).expect("made");
+        kept.out = Some(out);
+        let (bundle, bytes, is_refused) = pack(&kept, 1_000);
+        assert!(!is_refused);
+        let (index, rest) = bytes.split_at(bundle.index_length as usize);
+        assert_eq!(rest, b"outzg: 'link' is a symbolic link and is not kept\nfirstsecond");
+        assert_eq!((bundle.stdout_length, bundle.outputs_length), (3, 11));
+        let entries = decode_output_index(index).expect("it is an index");
+        let told: Vec<_> = entries.iter().map(|it| (&it.name[..], it.length, it.mode)).collect();
+        assert_eq!(told, [(&b"a"[..], 5, 0o755), (b"sub/b c", 6, 0o644)]);
+    }
+
+    #[test]
+    fn declared_outputs_are_found_and_files_of_others_are_copied() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut kept = a_kept(&dir.path().join("aside"), &["*.txt"]);
+        let work = dir.path().join("elsewhere");
+        fs::create_dir(&work).expect("made");
+        fs::write(work.join("a.txt"), "text").expect("written");
+        kept.work = Some(work.clone());
+        let packed = kept.pack(&Surroundings::new(NodeId([2; 16])), 1_000).expect("it reads");
+        fs::write(work.join("a.txt"), "changed").expect("written");
+        let length = packed.length();
+        let bytes = Source::new(packed.parts).read(0, length as usize).expect("it reads");
+        assert!(bytes.ends_with(b"outtext"));
+    }
+
+    #[test]
+    fn a_missing_or_too_large_output_is_refused_and_streams_are_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut kept = a_kept(dir.path(), &["*.png"]);
+        kept.work = Some(dir.path().to_path_buf());
+        let (bundle, bytes, is_refused) = pack(&kept, 1_000);
+        assert!(is_refused);
+        assert_eq!(bytes, b"outzg: no output matches '*.png'\n");
+        assert_eq!((bundle.index_length, bundle.outputs_length), (0, 0));
+        let mut kept = a_kept(dir.path(), &[]);
+        fs::create_dir(dir.path().join("out")).expect("made");
+        fs::write(dir.path().join("out/large"), "large").expect("written");
+        kept.out = Some(dir.path().join("out"));
+        assert_eq!(pack(&kept, 7).1, b"outzg: the outputs have 8 bytes, at most 7 are kept\n");
+    }
+}

@@ -1,0 +1,249 @@
+//! Brings a job's program and inputs here, beside the loop: whole, under the names that the job gives them.
+//!
+//! Files come into a content store, which verifies them, and the job's directory holds links to them; two jobs with the
+//! same input have it once. Pieces of packed files, and whatever has to be executable, are copies.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use content::{FetchError, HolderAddress, Store};
+use node::channel::Outbox;
+use node::{Clock, channel};
+use wire::{Duration, FileAddress, FileId, Hash, Instant, JobId};
+
+use super::directory::{Directory, remove_tree};
+use super::storage::{Connections, Ourselves, StorageList};
+use crate::core::Order;
+
+/// Threads: one slow input must not hold up all other jobs.
+const STAGERS: usize = 2;
+/// Jobs that wait for a stager; the core keeps no more jobs than that.
+const ORDERS_MAX: usize = crate::core::JOBS_MAX;
+/// How long a storage node may take to say that it has a file before the next is asked.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two rounds of asking all of them.
+const ROUND_PAUSE: Duration = Duration::from_millis(500);
+
+/// What a stager has done.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) job: JobId,
+    pub(super) result: Result<(), String>,
+}
+
+/// What all stagers share.
+#[derive(Clone)]
+pub(super) struct Stage {
+    pub(super) directory: Directory,
+    pub(super) store: Arc<Store>,
+    pub(super) ourselves: Ourselves,
+    pub(super) storage: StorageList,
+    /// False where no masters will ever tell of storage nodes.
+    pub(super) may_learn_storage: bool,
+    pub(super) timeout: Duration,
+    /// See `Benches`.
+    pub(super) gate: Arc<Mutex<()>>,
+}
+
+impl Stage {
+    /// Starts the threads; what is ordered is answered to `done`.
+    pub(super) fn start(&self, done: &Outbox<Staged>) -> io::Result<channel::Orders<Arc<Order>>> {
+        let (orders, waiting) = channel::to_helper::<Arc<Order>>(ORDERS_MAX);
+        for _ in 0..STAGERS {
+            let (waiting, done, stage) = (waiting.clone(), done.clone(), self.clone());
+            thread::Builder::new().name("stager".into()).spawn(move || {
+                let connections = Connections::new(stage.ourselves.clone(), stage.storage.clone());
+                let mut stager = Stager { stage, connections, clock: Clock::new() };
+                while let Ok(order) = waiting.recv() {
+                    let result = stager.bring(&order);
+                    if done.send(Staged { job: order.job, result }).is_err() {
+                        return;
+                    }
+                }
+            })?;
+        }
+        Ok(orders)
+    }
+}
+
+/// One thread's work.
+struct Stager {
+    stage: Stage,
+    connections: Connections,
+    clock: Clock,
+}
+
+/// A file or piece that a job wants, and under which name.
+struct Wanted {
+    address: FileAddress,
+    hash: Option<Hash>,
+    path: PathBuf,
+    is_executable: bool,
+}
+
+impl Stager {
+    /// Brings everything, or says what could not be had.
+    fn bring(&mut self, order: &Order) -> Result<(), String> {
+        let directory = self.stage.directory.job(order.job);
+        // An earlier try may have been cut short.
+        remove_tree(&directory)
+            .and_then(|()| fs::create_dir_all(self.stage.directory.inputs(order.job)))
+            .map_err(|error| format!("{}: {error}", directory.display()))?;
+        let deadline = self.clock.now() + self.stage.timeout;
+        for wanted in self.wanted(order) {
+            self.fetch(&wanted, deadline).map_err(|why| format!("{}: {why}", wanted.address))?;
+        }
+        self.write_program(order).map_err(|error| format!("the program: {error}"))?;
+        seal(&self.stage.directory.inputs(order.job)).map_err(|error| format!("{}: {error}", directory.display()))
+    }
+
+    fn wanted(&self, order: &Order) -> Vec<Wanted> {
+        let inputs = self.stage.directory.inputs(order.job);
+        let describe = |(position, file): (usize, &FileId)| match order.spec.inputs.get(position) {
+            Some(input) => Wanted {
+                address: FileAddress { file: *file, piece: input.piece },
+                hash: (!input.hash.is_nil()).then_some(input.hash),
+                path: inputs.join(OsStr::from_bytes(&input.path)),
+                is_executable: input.executable || order.spec.program_input == Some(position as u32),
+            },
+            // The seed's words alone give no names.
+            None => Wanted {
+                address: FileAddress { file: *file, piece: None },
+                hash: None,
+                path: inputs.join(file.to_string()),
+                is_executable: false,
+            },
+        };
+        order.inputs.iter().enumerate().map(describe).collect()
+    }
+
+    fn fetch(&mut self, wanted: &Wanted, deadline: Instant) -> Result<(), String> {
+        let parent = wanted.path.parent().expect("an input lies in the input directory");
+        fs::create_dir_all(parent).map_err(|error| error.to_string())?;
+        if wanted.address.piece.is_some() {
+            self.ask_storage(wanted.address, deadline, |connections, address, timeout| {
+                let holder = connections.to(address).map_err(|error| error.to_string())?;
+                let fetched = holder.fetch_path(wanted.address, None, timeout, &wanted.path);
+                fetched.map(drop).map_err(|error| error.to_string())
+            })?;
+            return seal_file(&wanted.path, wanted.is_executable).map_err(|error| error.to_string());
+        }
+        let file = wanted.address.file;
+        if !self.is_cached(file, wanted.hash) {
+            let store = self.stage.store.clone();
+            self.ask_storage(wanted.address, deadline, |connections, address, timeout| {
+                let holder = connections.to(address).map_err(|error| error.to_string())?;
+                let fetched = holder.fetch_store(file, wanted.hash, timeout, &store);
+                fetched.map(drop).map_err(|error| error.to_string())
+            })?;
+        }
+        let cached = self.stage.store.path(file).map_err(|error| error.to_string())?;
+        self.place(&cached, wanted).map_err(|error| error.to_string())
+    }
+
+    fn is_cached(&self, file: FileId, hash: Option<Hash>) -> bool {
+        let Ok(stat) = self.stage.store.stat(file) else { return false };
+        hash.is_none_or(|hash| hash == stat.hash)
+    }
+
+    /// Tries the storage nodes in turn, again and again until one gives the file, all say that there is none, or time is up.
+    fn ask_storage(
+        &mut self,
+        address: FileAddress,
+        deadline: Instant,
+        mut fetch: impl FnMut(&mut Connections, &HolderAddress, Duration) -> Result<(), String>,
+    ) -> Result<(), String> {
+        loop {
+            let nodes = self.connections.endpoints();
+            if nodes.is_empty() && !self.stage.may_learn_storage {
+                return Err("this worker knows no storage node".into());
+            }
+            let mut why = "no storage node is known yet".to_owned();
+            let mut unknown = 0;
+            for node in &nodes {
+                let asked = self.connections.to(node).map_err(|error| error.to_string())?;
+                match asked.file_length(address.file, ANSWER_TIMEOUT) {
+                    Ok(_) => {}
+                    Err(FetchError::FileUnknown(_)) => {
+                        unknown += 1;
+                        continue;
+                    }
+                    Err(error) => {
+                        why = format!("{}: {error}", node.endpoint);
+                        continue;
+                    }
+                }
+                let left = deadline.since(self.clock.now());
+                match fetch(&mut self.connections, node, left) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => why = format!("{}: {error}", node.endpoint),
+                }
+            }
+            if !nodes.is_empty() && unknown == nodes.len() {
+                return Err("no storage node has it".into());
+            }
+            if self.clock.now() >= deadline {
+                return Err(why);
+            }
+            tracing::warn!(%address, why, "an input is not to be had yet");
+            thread::sleep(ROUND_PAUSE);
+        }
+    }
+
+    /// Puts a cached file under the name that the job gives it.
+    fn place(&self, cached: &Path, wanted: &Wanted) -> io::Result<()> {
+        if wanted.is_executable {
+            // The cached file has no such right, and must not be open for writing anywhere when it is run.
+            let _gate = self.stage.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            fs::copy(cached, &wanted.path)?;
+            return seal_file(&wanted.path, true);
+        }
+        match fs::hard_link(cached, &wanted.path) {
+            // As many links as the file system allows.
+            Err(error) if error.raw_os_error() == Some(libc::EMLINK) => {
+                fs::copy(cached, &wanted.path)?;
+                seal_file(&wanted.path, false)
+            }
+            linked => linked,
+        }
+    }
+
+    /// Writes the program that came in the request, or gives the one that is an input its place.
+    fn write_program(&self, order: &Order) -> io::Result<()> {
+        let path = self.stage.directory.program(order.job);
+        let input = order.spec.program_input.and_then(|position| order.spec.inputs.get(position as usize));
+        if let Some(input) = input {
+            let inputs = self.stage.directory.inputs(order.job);
+            return fs::hard_link(inputs.join(OsStr::from_bytes(&input.path)), path);
+        }
+        if order.program.is_empty() {
+            return Ok(());
+        }
+        let _gate = self.stage.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = File::create(&path)?;
+        file.write_all(&order.program)?;
+        drop(file);
+        fs::set_permissions(&path, Permissions::from_mode(0o555))
+    }
+}
+
+fn seal_file(path: &Path, is_executable: bool) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(if is_executable { 0o555 } else { 0o444 }))
+}
+
+/// Makes the directories of the inputs read-only.
+fn seal(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            seal(&entry.path())?;
+        }
+    }
+    fs::set_permissions(directory, Permissions::from_mode(0o555))
+}

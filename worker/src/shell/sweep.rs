@@ -1,0 +1,51 @@
+//! Removes what is left over, beside the loop: a run may leave a million files, and the loop must not wait for them.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io, thread};
+
+use node::channel::{self, Orders};
+
+use super::directory::remove_tree;
+
+/// Trees that wait to be removed. One more is removed at once.
+const WAITING_MAX: usize = 1024;
+
+/// Takes trees out of the way by renaming them, and has a thread remove them.
+#[derive(Debug)]
+pub(super) struct Sweeper {
+    trash: PathBuf,
+    number: u64,
+    orders: Orders<PathBuf>,
+}
+
+impl Sweeper {
+    pub(super) fn start(trash: PathBuf) -> io::Result<Self> {
+        let (orders, waiting) = channel::to_helper::<PathBuf>(WAITING_MAX);
+        thread::Builder::new().name("sweeper".into()).spawn(move || {
+            while let Ok(path) = waiting.recv() {
+                remove(&path);
+            }
+        })?;
+        Ok(Self { trash, number: 0, orders })
+    }
+
+    /// Takes a file or tree away from `path`; it is removed soon.
+    pub(super) fn discard(&mut self, path: &Path) -> io::Result<()> {
+        self.number += 1;
+        let to = self.trash.join(self.number.to_string());
+        match fs::rename(path, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed?,
+        }
+        if let Err(full) = self.orders.try_send(to) {
+            remove(&full.into_inner());
+        }
+        Ok(())
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = remove_tree(path) {
+        tracing::warn!(path = %path.display(), %error, "left over until the next start");
+    }
+}
