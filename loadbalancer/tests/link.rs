@@ -6,6 +6,7 @@ use wire::job::JobSpec;
 use wire::*;
 
 const NODE_OF_MASTER: NodeId = NodeId([9; 16]);
+const FIRST_REQUEST: u64 = (OUR_BOOT.0 << 32) + 1;
 
 fn welcome(request: u64) -> Vec<u8> {
     NodeWelcome { request: U64::new(request), index: U64::new(3), ..NodeWelcome::DEFAULT }.frame(NODE_OF_MASTER, &[])
@@ -24,7 +25,11 @@ fn it_says_hello_until_it_is_welcome_and_begins_with_a_snapshot() {
     assert_eq!(count(&said, &hello), 2, "after one second and after two more");
     assert_eq!(count(&said, &watch), 2, "each and a half second");
     assert_eq!(count(&said, &heartbeat), 19);
+    // What the boot before asked is answered late.
     stage.hears(MASTER, &welcome(1));
+    stage.pass(ms(5_000), &[]);
+    assert!(stage.all_said().contains(&hello));
+    stage.hears(MASTER, &welcome(FIRST_REQUEST));
     stage.pass(ms(10_000), &[]);
     assert_eq!(count(&stage.all_said(), &hello), 0);
     assert!(stage.notes.contains(&loadbalancer::core::Note::Registered { index: 3 }));
@@ -33,7 +38,7 @@ fn it_says_hello_until_it_is_welcome_and_begins_with_a_snapshot() {
 #[test]
 fn a_master_that_has_forgotten_it_gets_a_new_hello() {
     let mut stage = a_fresh_load_balancer();
-    stage.hears(MASTER, &welcome(1));
+    stage.hears(MASTER, &welcome(FIRST_REQUEST));
     stage.all_said();
     let kind = Some(Kind::LoadBalancerHeartbeat);
     stage.hears(MASTER, &error_frame(NODE_OF_MASTER, ErrorCode::UnknownNode, kind, 0, JobId::NIL, "who?"));

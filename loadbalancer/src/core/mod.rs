@@ -170,7 +170,9 @@ impl LoadBalancer {
         }
         let link = MasterLink::new(config.timings.hello_wait);
         let (log, workers) = (LogView::default(), BTreeMap::new());
-        Self { config, timers, next_request: 1, link, log, workers, reign: None }
+        // Far from the numbers of the boot before, whose answers may still be on their way.
+        let next_request = ((config.boot.0 ^ config.boot.0 >> 32) << 32) + 1;
+        Self { config, timers, next_request, link, log, workers, reign: None }
     }
 
     /// Takes one event, changes the state, and appends what is to be done about it, in order.

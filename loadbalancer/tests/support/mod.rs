@@ -1,6 +1,9 @@
 //! A stage for one load balancer: a master that is only a log, workers whose every word the scenario chooses, and what
 //! the load balancer said, in a form that can be compared.
 
+pub mod fake_worker;
+pub mod world;
+
 use loadbalancer::core::{Action, Config, Event, LoadBalancer, Note, Timings};
 use wire::event::LogEvent;
 use wire::job::{JobBody, JobSpec};
