@@ -151,7 +151,10 @@ impl Worker {
             Role::Master => self.say_hello(&[peer], actions),
             Role::LoadBalancer => {
                 self.send(peer, self.idle_status(0), &[], actions);
-                self.tell_inventory(peer, actions);
+                // Alone with a peer that may know only the seed's structs, a worker waits to be asked.
+                if !self.settings.masters.is_empty() {
+                    self.tell_inventory(peer, actions);
+                }
             }
             Role::Worker | Role::Storage | Role::Gateway | Role::Client => {}
         }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::directory::{Directory, is_empty, make_empty};
+use super::directory::{Directory, has_entries, make_empty};
 use super::outbox::{Kept, Piece};
 use super::sweep::Sweeper;
 use crate::core::{Order, SlotIndex, Take};
@@ -217,7 +217,7 @@ impl Bench {
             }
         }
         if take == Take::Everything {
-            if !is_empty(&self.path.join("out")).or_else(absent_is_empty)? {
+            if has_entries(&self.path.join("out"))? {
                 kept.out = Some(aside.take_tree(&self.path, "out")?);
             }
             if !kept.order.spec.outputs.is_empty() {
@@ -239,10 +239,6 @@ impl Bench {
         make_empty(&self.path.join("out"), sweeper)?;
         make_empty(&self.path.join("work"), sweeper)
     }
-}
-
-fn absent_is_empty(error: io::Error) -> io::Result<bool> {
-    if error.kind() == ErrorKind::NotFound { Ok(true) } else { Err(error) }
 }
 
 /// The directory of one run's outputs, made when there is something to put into it.

@@ -86,8 +86,17 @@ pub(super) fn make_empty(path: &Path, sweeper: &mut Sweeper) -> io::Result<()> {
     fs::create_dir(path)
 }
 
+/// Whether `path` is a directory with something in it. A link to one is not: a program may have put it there.
+pub(super) fn has_entries(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(metadata.is_dir() && !is_empty(path)?),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether `path` is a directory with nothing in it. A link to one is not.
-pub(super) fn is_empty(path: &Path) -> io::Result<bool> {
+fn is_empty(path: &Path) -> io::Result<bool> {
     let metadata = fs::symlink_metadata(path)?;
     if !metadata.is_dir() {
         return Ok(false);
