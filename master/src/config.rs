@@ -1,48 +1,47 @@
 //! The settings of a master: what its TOML file says, and what its core is given.
 //!
 //! ```toml
-//! dir = "/var/lib/ziggurat/m1"            # data directory: identity, members, log, snapshots
-//! name = "m1"                             # what people call it; default: "master"
-//! bind = "tcp://127.0.0.1:7001"           # where everybody connects to; port 0 or * lets the system pick
-//! advertise = "tcp://10.0.0.1:7001"       # what others are told to connect to; default: the bound address
-//! certificate = "/etc/ziggurat/m1.key"    # its own certificate, with the secret key; not needed for ipc://
-//! certificates_dir = "/etc/ziggurat/known" # public certificates of those who may connect; needed for tcp://
-//! receipt_key = "/etc/ziggurat/receipt.key" # 32 bytes, or 64 hexadecimal digits: shared with the storage nodes
-//! init = true                             # an empty data directory becomes a new group of one; default: false
-//! node = "8d1c6d0e-..."                   # its uuid at the first start; default: a fresh one
-//! free_bytes_min = 67108864               # below that much free disk nothing new is accepted
+//! dir = "/var/lib/ziggurat/master"         # identity, members, log, snapshots
+//! name = "m1"                              # for people
+//! # node = "6e4cd0a6-…"                    # only to give a new directory a certain uuid
+//! certificate = "keys/m1.key_secret"       # its own, with the secret key (ZeroMQ certificate file)
+//! certificates_dir = "keys"                # public certificates (*.key) of those who may connect
+//! bind = "tcp://0.0.0.0:7001"              # control socket, for everybody
+//! # endpoint = "tcp://10.0.0.1:7001"       # how others reach it, where that is not `bind`
+//! receipt_key = "receipt.key"              # 64 hexadecimal digits, the same for all storage nodes and masters
+//! init = true                              # an empty directory becomes a new group of one; else it is refused
+//! # free_bytes_min = 67108864              # below that much free disk nothing new is accepted
 //!
-//! [timings]                               # each may be left out
-//! tick_ms = 30                            # a tick of Raft
-//! grace_ms = 5000                         # how long a silent worker is not called lost
-//! load_balancer_silence_ms = 600          # after that another load balancer may become primary
-//! epoch_hold_down_ms = 3000               # at least that long between two such grants
-//! watch_hold_ms = 1000                    # how long a watch waits for something to tell
-//! snapshot_entries = 10000                # entries after which the state is saved and the log cut
+//! # [timings]                              # milliseconds; what is left out is as here
+//! # tick_ms = 30                           # a tick of Raft
+//! # grace_ms = 5000                        # a worker unheard for so long may count as lost
+//! # load_balancer_silence_ms = 600         # after that another load balancer may become primary
+//! # epoch_hold_down_ms = 3000              # at least so long between two such grants
+//! # watch_hold_ms = 1000                   # how long a watch waits for something to tell
+//! # snapshot_entries = 10000               # entries after which the state is saved and the log cut
 //! ```
+//!
+//! Relative paths are relative to the directory of the settings file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use node::SettingsError;
 use serde::Deserialize;
 use wire::limit::MIB;
 use wire::{BootNonce, ClientKey, Duration, NodeId};
 
-/// The settings file.
+/// Settings as the file has them.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct Config {
     pub dir: PathBuf,
-    #[serde(default)]
-    pub node: Option<String>,
-    #[serde(default = "default_name")]
+    #[serde(default, deserialize_with = "node::settings::optional_node")]
+    pub node: Option<NodeId>,
     pub name: String,
+    pub certificate: PathBuf,
+    pub certificates_dir: PathBuf,
     pub bind: String,
-    #[serde(default)]
-    pub advertise: Option<String>,
-    #[serde(default)]
-    pub certificate: Option<PathBuf>,
-    #[serde(default)]
-    pub certificates_dir: Option<PathBuf>,
+    pub endpoint: Option<String>,
     pub receipt_key: PathBuf,
     #[serde(default)]
     pub init: bool,
@@ -52,8 +51,15 @@ pub struct Settings {
     pub timings: Timings,
 }
 
-fn default_name() -> String {
-    "master".into()
+impl Config {
+    pub fn load(path: &Path) -> Result<Self, SettingsError> {
+        let mut config: Self = node::settings::load(path)?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        for path in [&mut config.dir, &mut config.certificate, &mut config.certificates_dir, &mut config.receipt_key] {
+            *path = base.join(&path);
+        }
+        Ok(config)
+    }
 }
 
 fn default_free_bytes_min() -> u64 {
@@ -92,7 +98,7 @@ impl Default for Timings {
 
 /// What a core is made of.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct CoreConfig {
     pub node: NodeId,
     pub boot: BootNonce,
     /// The voters of the group; today the node alone.
@@ -110,7 +116,7 @@ pub struct Config {
     pub limits: Limits,
 }
 
-impl Config {
+impl CoreConfig {
     /// A group of one with every default.
     pub fn new(node: NodeId, boot: BootNonce, receipt_key: [u8; 32]) -> Self {
         Self {
@@ -118,7 +124,7 @@ impl Config {
             boot,
             members: vec![node],
             seed: boot.0,
-            name: default_name(),
+            name: String::from("master"),
             endpoint: String::new(),
             public_key: ClientKey::default(),
             pid: 0,
@@ -169,21 +175,35 @@ impl Default for Limits {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_documented_settings_load() {
-        let documented: String = include_str!("config.rs")
-            .lines()
-            .filter_map(|line| line.strip_prefix("//! "))
-            .skip_while(|line| *line != "```toml")
-            .skip(1)
-            .take_while(|line| *line != "```")
-            .map(|line| format!("{line}\n"))
-            .collect();
-        let dir = tempfile::tempdir().unwrap();
+    /// The example at the head of this file.
+    fn example() -> String {
+        let source = include_str!("config.rs");
+        let inside = source.split("//! ```").nth(1).expect("the example is fenced");
+        inside.lines().skip(1).map(|line| line.trim_start_matches("//!")).collect::<Vec<_>>().join("\n")
+    }
+
+    fn load(text: &str) -> Result<Config, SettingsError> {
+        let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("master.toml");
-        std::fs::write(&path, documented).unwrap();
-        let settings: Settings = node::settings::load(&path).unwrap();
-        assert_eq!((settings.name.as_str(), settings.init), ("m1", true));
-        assert_eq!(settings.timings.grace_ms, Duration::from_secs(5));
+        std::fs::write(&path, text).expect("written");
+        Config::load(&path)
+    }
+
+    #[test]
+    fn the_documented_example_is_a_settings_file() {
+        let config = load(&example()).expect("it reads");
+        assert_eq!((config.name.as_str(), config.init, config.node), ("m1", true, None));
+        assert!(config.certificates_dir.ends_with("keys"));
+        assert!(load(&format!("bidn = 1\n{}", example())).expect_err("a misspelt key").to_string().contains("bidn"));
+    }
+
+    #[test]
+    fn the_documented_defaults_are_the_defaults() {
+        let example = example();
+        let lines = example.lines().map(|line| line.strip_prefix(" # ").unwrap_or(line));
+        let lines: Vec<&str> = lines.filter(|line| !line.starts_with("node =")).collect();
+        let given = load(&lines.join("\n")).expect("it reads");
+        assert_eq!(format!("{:?}", given.timings), format!("{:?}", Timings::default()));
+        assert_eq!(given.free_bytes_min, default_free_bytes_min());
     }
 }

@@ -6,5 +6,6 @@
 
 pub mod config;
 pub mod core;
+pub mod shell;
 
-pub use config::{Config, Limits, Settings, Timings};
+pub use config::{Config, CoreConfig, Limits, Timings};

@@ -154,7 +154,7 @@ fn a_disk_that_lost_something_is_refused() {
         master.receives(CLIENT_PEER, submit(n.into(), JobId([n; 16]), &a_spec(1)));
     }
     let start = |disk: Recovered| {
-        let config = master::Config::new(MASTER, boot(2), RECEIPT_KEY);
+        let config = master::CoreConfig::new(MASTER, boot(2), RECEIPT_KEY);
         master::core::Core::new(config, disk, wire::Instant(0)).map(|_| ())
     };
     let mut gap = master.disk.clone();
@@ -170,7 +170,7 @@ fn a_disk_that_lost_something_is_refused() {
 
 #[test]
 fn a_group_of_several_is_refused_not_faked() {
-    let mut config = master::Config::new(MASTER, boot(1), RECEIPT_KEY);
+    let mut config = master::CoreConfig::new(MASTER, boot(1), RECEIPT_KEY);
     config.members.push(W1);
     let refused = master::core::Core::new(config, Recovered::default(), wire::Instant(0)).map(|_| ());
     assert_eq!(refused, Err(RecoverError::Members { members: 2 }));

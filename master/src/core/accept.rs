@@ -64,7 +64,11 @@ impl Core {
                 (waiter.job, waiter.form) = (results.job, Form::Confirmed);
                 waiter.key = Key::Batch { worker: results.worker, boot: results.boot, batch: results.batch };
                 self.presence.hear(&self.state, results.worker, results.boot, now);
-                self.judge_results(results)
+                if role.is_none_or(|role| role == Role::Worker) {
+                    self.judge_results(results)
+                } else {
+                    refuse(ErrorCode::NotAllowed, "results come from workers only")
+                }
             }
             Request::Register(record) => {
                 waiter.form = Form::Welcome { node: record.node, boot: record.boot };

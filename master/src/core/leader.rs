@@ -221,7 +221,12 @@ impl Core {
         }
         let mut body = Writer::new();
         let is_listed = |role: Role| matches!(role, Role::LoadBalancer | Role::Storage);
-        for record in self.state.nodes.values().filter(|record| is_listed(record.role)) {
+        // As many as a frame surely takes; a cluster with thousands of storage nodes asks for the rest by query.
+        let listed = self.state.nodes.values().filter(|record| is_listed(record.role));
+        for record in listed {
+            if body.bytes.len() >= wire::limit::BLOCK_SIZE {
+                break;
+            }
             record.encode(&mut body);
         }
         let fixed = NodeWelcome {

@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 use wire::record::NodeRecord;
 use wire::{ErrorCode, Instant, JobId, Kind, Message, NodeId, NodeState, PeerId, Role, TimerTable, WallTime};
 
-use crate::config::Config;
+use crate::config::CoreConfig;
 
 pub use decision::Decision;
 pub use raft::{LogError, Persist, Ticket, raft_id};
@@ -97,7 +97,7 @@ struct Saving {
 
 /// The core of a master.
 pub struct Core {
-    config: Config,
+    config: CoreConfig,
     raft: Raft,
     state: State,
     backlog: Backlog,
@@ -116,7 +116,7 @@ pub struct Core {
 
 impl Core {
     /// A master that comes back with what its disk has; nothing at its first start.
-    pub fn new(config: Config, recovered: Recovered, now: Instant) -> Result<Self, RecoverError> {
+    pub fn new(config: CoreConfig, recovered: Recovered, now: Instant) -> Result<Self, RecoverError> {
         if config.members != [config.node] {
             return Err(RecoverError::Members { members: config.members.len() });
         }

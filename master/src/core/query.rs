@@ -29,13 +29,17 @@ struct Page {
 }
 
 impl Page {
-    fn is_full(&self) -> bool {
-        self.records >= self.limit || self.body.bytes.len() >= BLOCK_SIZE
-    }
-
-    fn push(&mut self, encode: impl FnOnce(&mut Writer)) {
-        encode(&mut self.body);
+    /// Adds a record. False = it does not fit, and the page ends before it; the first always fits.
+    fn push(&mut self, encode: impl FnOnce(&mut Writer)) -> bool {
+        let mut record = Writer::new();
+        encode(&mut record);
+        let is_full = self.records >= self.limit || self.body.bytes.len() + record.bytes.len() > BLOCK_SIZE;
+        if self.records > 0 && is_full {
+            return false;
+        }
+        self.body.raw(&record.bytes);
         self.records += 1;
+        true
     }
 }
 
@@ -87,8 +91,8 @@ impl Core {
         match subject {
             Subject::Jobs => self.jobs(fixed.flags.get() & QUERY_ALL != 0, after, &mut page),
             Subject::Job => {
-                let job = self.select(fixed.uuid.job(), body)?;
-                page.push(|to| self.job_record(job).encode(to));
+                let record = self.job_record(self.select(fixed.uuid.job(), body)?);
+                page.push(|to| record.encode(to));
             }
             Subject::Chunks => self.chunks(self.select(fixed.uuid.job(), body)?, after, &mut page),
             Subject::Files => self.files(after, &mut page),
@@ -98,7 +102,9 @@ impl Core {
                 page.push(|to| record.encode(to));
             }
             Subject::Nodes => self.nodes(after, now, &mut page),
-            Subject::Status => page.push(|to| self.status().encode(to)),
+            Subject::Status => {
+                page.push(|to| self.status().encode(to));
+            }
         }
         Ok(page)
     }
@@ -139,11 +145,10 @@ impl Core {
         let newer = self.state.jobs_by_number.range(after.saturating_add(1)..).map(|(_, id)| &self.state.jobs[id]);
         let mut given = after;
         for job in newer.filter(wanted) {
-            if page.is_full() {
+            if !page.push(|to| self.job_record(job).encode(to)) {
                 page.next = given;
                 return;
             }
-            page.push(|to| self.job_record(job).encode(to));
             given = job.number;
         }
     }
@@ -185,13 +190,12 @@ impl Core {
         let accepted = job.results.read(range);
         let mut accepted = accepted.iter().peekable();
         for chunk in range.chunks() {
-            if page.is_full() {
+            let result = accepted.next_if(|accepted| accepted.chunk == chunk);
+            let running = running.iter().find(|(range, ..)| range.contains(chunk));
+            if !page.push(|to| chunk_record(job, chunk, result, running.copied()).encode(to)) {
                 page.next = chunk.into();
                 return;
             }
-            let result = accepted.next_if(|accepted| accepted.chunk == chunk);
-            let running = running.iter().find(|(range, ..)| range.contains(chunk));
-            page.push(|to| chunk_record(job, chunk, result, running.copied()).encode(to));
         }
         if range.count > 0 && range.end() < u64::from(count) {
             page.next = range.end();
@@ -201,12 +205,11 @@ impl Core {
     fn files(&self, after: u64, page: &mut Page) {
         let mut given = after;
         for (number, id) in self.state.files_by_number.range(after.saturating_add(1)..) {
-            if page.is_full() {
+            let record = self.state.file_record(*id).expect("a numbered file is known");
+            if !page.push(|to| record.encode(to)) {
                 page.next = given;
                 return;
             }
-            let record = self.state.file_record(*id).expect("a numbered file is known");
-            page.push(|to| record.encode(to));
             given = *number;
         }
     }
@@ -215,11 +218,10 @@ impl Core {
     fn nodes(&self, after: u64, now: Instant, page: &mut Page) {
         let skipped = usize::try_from(after).unwrap_or(usize::MAX);
         for (position, record) in self.state.nodes.values().enumerate().skip(skipped) {
-            if page.is_full() {
+            if !page.push(|to| self.node_record(record, now).encode(to)) {
                 page.next = position as u64;
                 return;
             }
-            page.push(|to| self.node_record(record, now).encode(to));
         }
     }
 

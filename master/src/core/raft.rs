@@ -138,14 +138,11 @@ impl Raft {
         committed
     }
 
-    /// The disk holds what the ticket names. Tickets return in order; one that returns twice is ignored.
+    /// The disk holds everything up to what the ticket names.
     pub fn on_persisted(&mut self, ticket: Ticket) {
-        let first = self.unpersisted.iter().find_map(|(_, waiting)| *waiting);
-        if first != Some(ticket) {
-            return;
+        for (_, waiting) in &mut self.unpersisted {
+            *waiting = waiting.filter(|waiting| *waiting > ticket);
         }
-        let waiting = self.unpersisted.iter_mut().find(|(_, waiting)| *waiting == Some(ticket));
-        waiting.expect("it was found above").1 = None;
         self.release();
     }
 

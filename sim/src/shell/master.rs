@@ -1,7 +1,7 @@
 //! A master's core over a simulated disk.
 
-use master::config::{Config, Limits, Timings};
 use master::core::{Action, Core, Event};
+use master::{CoreConfig, Limits, Timings};
 use wire::{PeerId, Role};
 
 use super::{Identity, Outside, RECEIPT_KEY};
@@ -32,13 +32,13 @@ impl MasterShell {
             log_entries_kept: outside.chance.between(0, 20),
             ..Limits::default()
         };
-        let config = Config {
+        let config = CoreConfig {
             name: identity.name.clone(),
             endpoint: network::endpoint(identity.host),
             public_key: identity.key,
             timings: Timings { snapshot_entries, ..Timings::default() },
             limits,
-            ..Config::new(identity.node, identity.boot, RECEIPT_KEY)
+            ..CoreConfig::new(identity.node, identity.boot, RECEIPT_KEY)
         };
         let core = Core::new(config, disk.durable.clone(), outside.now).expect("a disk gives back a whole log");
         Self { core, disk, roles: identity.roles.clone(), notes: Vec::new() }

@@ -1,0 +1,309 @@
+//! The disk of a master: one thread for the log, one for snapshots.
+//!
+//! The log is raft-engine's. Everything that waits when the log thread is free goes into one write and one fsync. An
+//! fsync that fails may have lost what it was to keep, so the process ends at once and comes back from what is there. A
+//! full disk is another matter: nothing is written below a reserve, the core says "disk full", and the thread tries
+//! again until there is room.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use node::Bell;
+use node::channel::{Inbox, Orders, Outbox, to_helper, to_owner};
+use raft::eraftpb::{Entry, HardState};
+use raft_engine::{Engine, LogBatch, MessageExt, ReadableSize};
+
+use crate::core::{Persist, Recovered, Ticket};
+
+use super::data_dir::LOG;
+use super::snapshot::{self, SnapshotError};
+
+/// A raft-engine can hold many logs; ours is this one.
+const GROUP: u64 = 1;
+const HARD_STATE: &[u8] = b"hard_state";
+/// Log files that live longer than that are rewritten and dropped.
+const PURGE_THRESHOLD_MIB: u64 = 256;
+const TARGET_FILE_SIZE_MIB: u64 = 64;
+
+/// Orders that wait for the log thread in its channel; more wait with the owner.
+const ORDERS_MAX: usize = 1_024;
+/// Bytes of entries in one write.
+const WRITE_SIZE_MAX: usize = 16 * wire::limit::MIB;
+/// How often a full disk is looked at again.
+const FULL_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Says why the log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("log {}: {source}; restore the directory from a copy", path.display())]
+    Log { path: PathBuf, source: raft_engine::Error },
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("cannot start the disk threads: {0}")]
+    Thread(io::Error),
+}
+
+/// What the disk has finished.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Done {
+    /// With everything before.
+    Persisted(Ticket),
+    SnapshotSaved(Ticket),
+    /// There is no room now; it is tried again.
+    Full,
+}
+
+enum Order {
+    Persist(Persist),
+    Compact { index: u64 },
+}
+
+struct SaveOrder {
+    ticket: Ticket,
+    index: u64,
+    bytes: Vec<u8>,
+}
+
+/// The owner's side.
+pub(super) struct Disk {
+    orders: Orders<Order>,
+    /// What the channel had no room for. The core bounds it: it takes no more requests than its backlog holds.
+    waiting: VecDeque<Order>,
+    saves: Orders<SaveOrder>,
+    /// The core saves one snapshot at a time.
+    waiting_save: Option<SaveOrder>,
+    done: Inbox<Done>,
+    threads: [JoinHandle<()>; 2],
+}
+
+struct Entries;
+
+impl MessageExt for Entries {
+    type Entry = Entry;
+
+    fn index(entry: &Entry) -> u64 {
+        entry.index
+    }
+}
+
+impl Disk {
+    /// Reads what the disk has, and starts its threads.
+    pub(super) fn open(dir: &Path, free_bytes_min: u64, bell: &Bell) -> Result<(Self, Recovered), DiskError> {
+        let path = dir.join(LOG);
+        let failed = |source| DiskError::Log { path: path.clone(), source };
+        let engine = Engine::open(raft_engine::Config {
+            dir: path.to_string_lossy().into_owned(),
+            purge_threshold: ReadableSize::mb(PURGE_THRESHOLD_MIB),
+            target_file_size: ReadableSize::mb(TARGET_FILE_SIZE_MIB),
+            enable_log_recycle: true,
+            ..raft_engine::Config::default()
+        })
+        .map_err(failed)?;
+        let snapshot = snapshot::load(dir)?;
+        let (entries, hard_state) = read_log(&engine).map_err(failed)?;
+
+        let (outbox, done) = to_owner(ORDERS_MAX, bell);
+        let (orders, order_rx) = to_helper(ORDERS_MAX);
+        let (saves, save_rx) = to_helper(1);
+        let log = LogThread { engine, dir: dir.to_owned(), free_bytes_min, done: outbox.clone() };
+        let log_thread = spawn("master-log", move || log.run(&order_rx))?;
+        let saver = SnapshotThread { dir: dir.to_owned(), free_bytes_min, done: outbox };
+        let snapshot_thread = spawn("master-snapshot", move || saver.run(&save_rx))?;
+        let threads = [log_thread, snapshot_thread];
+        let disk = Self { orders, waiting: VecDeque::new(), saves, waiting_save: None, done, threads };
+        Ok((disk, Recovered { snapshot, entries, hard_state }))
+    }
+
+    pub(super) fn persist(&mut self, persist: Persist) {
+        self.waiting.push_back(Order::Persist(persist));
+    }
+
+    pub(super) fn compact(&mut self, index: u64) {
+        self.waiting.push_back(Order::Compact { index });
+    }
+
+    pub(super) fn save_snapshot(&mut self, ticket: Ticket, index: u64, bytes: Vec<u8>) {
+        self.waiting_save = Some(SaveOrder { ticket, index, bytes });
+    }
+
+    /// Hands over what the threads have room for.
+    pub(super) fn push(&mut self) {
+        use node::channel::TrySendError::{Disconnected, Full};
+        let gone = "the disk threads end only with the process";
+        while let Some(order) = self.waiting.pop_front() {
+            match self.orders.try_send(order) {
+                Ok(()) => {}
+                Err(Full(order)) => {
+                    self.waiting.push_front(order);
+                    break;
+                }
+                Err(Disconnected(_)) => panic!("{gone}"),
+            }
+        }
+        if let Some(save) = self.waiting_save.take() {
+            match self.saves.try_send(save) {
+                Ok(()) => {}
+                Err(Full(save)) => self.waiting_save = Some(save),
+                Err(Disconnected(_)) => panic!("{gone}"),
+            }
+        }
+    }
+
+    pub(super) fn next_done(&self) -> Option<Done> {
+        self.done.try_recv().ok()
+    }
+
+    /// Waits for what was handed over; whatever was not is of no promise.
+    pub(super) fn close(self) {
+        let Self { orders, saves, done, threads, .. } = self;
+        drop((orders, saves, done));
+        for thread in threads {
+            // A panic there has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, DiskError> {
+    let guarded = move || {
+        let _guard = AbortOnPanic;
+        work();
+    };
+    thread::Builder::new().name(name.into()).spawn(guarded).map_err(DiskError::Thread)
+}
+
+/// A disk thread that panics (raft-engine does when an fsync fails) takes the process with it: what it had is in doubt.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("a disk thread failed; the master ends and comes back from what is durable");
+            std::process::abort();
+        }
+    }
+}
+
+fn read_log(engine: &Engine) -> raft_engine::Result<(Vec<Entry>, HardState)> {
+    let mut entries = Vec::new();
+    if let (Some(first), Some(last)) = (engine.first_index(GROUP), engine.last_index(GROUP)) {
+        engine.fetch_entries_to::<Entries>(GROUP, first, last + 1, None, &mut entries)?;
+    }
+    Ok((entries, engine.get_message(GROUP, HARD_STATE)?.unwrap_or_default()))
+}
+
+struct LogThread {
+    engine: Engine,
+    dir: PathBuf,
+    free_bytes_min: u64,
+    done: Outbox<Done>,
+}
+
+impl LogThread {
+    fn run(self, orders: &node::channel::Receiver<Order>) {
+        while let Ok(first) = orders.recv() {
+            let mut compact = None;
+            let mut persists: Vec<Persist> = Vec::new();
+            let mut size = 0;
+            // Whatever has gathered meanwhile shares the write.
+            for order in std::iter::once(first).chain(orders.try_iter()) {
+                match order {
+                    Order::Persist(persist) => {
+                        size += persist.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+                        persists.push(persist);
+                    }
+                    Order::Compact { index } => compact = Some(index),
+                }
+                if size >= WRITE_SIZE_MAX {
+                    break;
+                }
+            }
+            if let Some(last) = persists.last().map(|persist| persist.ticket) {
+                if !wait_for_room(&self.dir, self.free_bytes_min, &self.done) {
+                    return;
+                }
+                self.write(&persists);
+                if self.done.send(Done::Persisted(last)).is_err() {
+                    return;
+                }
+            }
+            if let Some(index) = compact {
+                self.compact(index);
+            }
+        }
+    }
+
+    fn write(&self, persists: &[Persist]) {
+        let mut batch = LogBatch::default();
+        for persist in persists {
+            batch.add_entries::<Entries>(GROUP, &persist.entries).expect("entries of a log fit a batch");
+        }
+        let hard_state = &persists.last().expect("there is one").hard_state;
+        batch.put_message(GROUP, HARD_STATE.to_vec(), hard_state).expect("a hard state is a few bytes");
+        self.engine.write(&mut batch, true).expect("what cannot be written for sure ends the process");
+    }
+
+    /// Drops entries up to `index`, and the files that nothing needs any more.
+    fn compact(&self, index: u64) {
+        self.engine.compact_to(GROUP, index + 1);
+        if let Err(error) = self.engine.purge_expired_files() {
+            // The log is whole; it only takes more room than it should.
+            tracing::warn!(%error, "old log files were not dropped");
+        }
+    }
+}
+
+struct SnapshotThread {
+    dir: PathBuf,
+    free_bytes_min: u64,
+    done: Outbox<Done>,
+}
+
+impl SnapshotThread {
+    fn run(self, orders: &node::channel::Receiver<SaveOrder>) {
+        while let Ok(SaveOrder { ticket, index, bytes }) = orders.recv() {
+            if !wait_for_room(&self.dir, self.free_bytes_min + bytes.len() as u64, &self.done) {
+                return;
+            }
+            snapshot::save(&self.dir, index, bytes).expect("what cannot be written for sure ends the process");
+            if self.done.send(Done::SnapshotSaved(ticket)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Waits until the disk has that much room, and says so while it has not. False = the owner is gone.
+fn wait_for_room(dir: &Path, free_bytes_min: u64, done: &Outbox<Done>) -> bool {
+    let mut is_told = false;
+    loop {
+        let free = free_bytes(dir);
+        if free >= free_bytes_min {
+            return true;
+        }
+        if !is_told {
+            tracing::error!(dir = %dir.display(), free, free_bytes_min, "the disk is full: nothing new is accepted");
+            is_told = true;
+        }
+        if done.send(Done::Full).is_err() {
+            return false;
+        }
+        thread::park_timeout(FULL_RETRY_INTERVAL);
+    }
+}
+
+/// Bytes that we may still write; what cannot be asked counts as room, and the write itself will tell.
+fn free_bytes(dir: &Path) -> u64 {
+    let Ok(path) = CString::new(dir.as_os_str().as_bytes()) else { return u64::MAX };
+    // SAFETY: a zeroed statvfs is a valid one for the call to fill; `path` is a C string that outlives it.
+    let (status, room) = unsafe {
+        let mut room: libc::statvfs64 = std::mem::zeroed();
+        (libc::statvfs64(path.as_ptr(), &mut room), room)
+    };
+    if status == 0 { room.f_bavail.saturating_mul(room.f_frsize) } else { u64::MAX }
+}
