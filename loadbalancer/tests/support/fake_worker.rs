@@ -24,6 +24,9 @@ pub struct Has {
     tell_at: Instant,
 }
 
+/// A chunk that is new here, and its attempt.
+pub type Accepted = ((JobId, u32), u32);
+
 /// What a worker says in a moment: frames for the load balancer, `(chunk, attempt, is_good)` for the master.
 #[derive(Default)]
 pub struct Words {
@@ -134,7 +137,7 @@ impl FakeWorker {
     }
 
     /// Takes a frame of a load balancer; gives back the answers and the chunks that are new here.
-    pub fn hears(&mut self, frame: &[u8], now: Instant) -> (Vec<Vec<u8>>, Vec<((JobId, u32), u32)>) {
+    pub fn hears(&mut self, frame: &[u8], now: Instant) -> (Vec<Vec<u8>>, Vec<Accepted>) {
         match Message::decode(frame).expect("it sends messages") {
             Message::InventoryRequest(request, _) => {
                 if request.epoch.get() < self.epoch {
@@ -179,7 +182,7 @@ impl FakeWorker {
         }
     }
 
-    fn on_request(&mut self, request: &WorkerRequest, now: Instant) -> (Vec<Vec<u8>>, Vec<((JobId, u32), u32)>) {
+    fn on_request(&mut self, request: &WorkerRequest, now: Instant) -> (Vec<Vec<u8>>, Vec<Accepted>) {
         let (sequence, job) = (request.sequence.get(), request.job_uuid.job());
         let range = ChunkRange::new(request.first.get(), request.count.get());
         let mut new = Vec::new();
@@ -202,7 +205,7 @@ impl FakeWorker {
         (vec![self.words().accepted(job, range, request.attempt.get())], new)
     }
 
-    fn accept(&mut self, chunk: (JobId, u32), attempt: u32, now: Instant, new: &mut Vec<((JobId, u32), u32)>) {
+    fn accept(&mut self, chunk: (JobId, u32), attempt: u32, now: Instant, new: &mut Vec<Accepted>) {
         let fresh = Has { run: Run::Queued, attempt, tell_at: now };
         match self.chunks.get_mut(&chunk) {
             None => {}
