@@ -95,15 +95,15 @@ fn watch(layout: &Layout, roles: &mut Roles, signals: &Signals) -> Result<(), Fa
     }
 }
 
-/// True when every worker is registered, storage is up and a load balancer leads.
+/// True when every worker is registered, storage is up and a load balancer leads and knows it.
 fn can_run(connection: &mut Connection, layout: &Layout) -> Result<bool, Failure> {
-    let nodes = match connection.nodes() {
-        Ok(nodes) => nodes,
+    let (nodes, status) = match connection.nodes().and_then(|nodes| Ok((nodes, connection.status()?))) {
+        Ok(told) => told,
         // A master that starts is silent, or says that it is not ready.
         Err(ClientError::NoMaster { .. } | ClientError::Refused { .. }) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
     let is_up = |name: &str| nodes.iter().any(|node| node.name == name && node.state == NodeState::Up);
     let has_primary = nodes.iter().any(|node| node.role == Role::LoadBalancer && node.is_primary);
-    Ok(has_primary && layout.nodes.iter().all(|node| is_up(&node.name)))
+    Ok(has_primary && status.primary_index > 0 && layout.nodes.iter().all(|node| is_up(&node.name)))
 }
