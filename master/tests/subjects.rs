@@ -4,5 +4,6 @@ mod apply;
 mod leader;
 mod query;
 mod raft;
+mod shell_master;
 mod support;
 mod watch;

@@ -16,6 +16,8 @@ pub fn init() {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // A line that cannot be written is lost; telling so on the same closed pipe would panic.
+        .log_internal_errors(false)
         .try_init()
         .is_ok();
     if let (true, Some(error)) = (started, wrong) {
