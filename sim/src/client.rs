@@ -39,7 +39,7 @@ impl Plan {
         let size = chance.between(0, 100);
         let (low, high) = match size {
             0..55 => (1, 5),
-            55..90 => (5, 31),
+            55..95 => (5, 31),
             _ => (31, 201),
         };
         let chunk_count = chance.between(low, high) as u32;
@@ -51,7 +51,7 @@ impl Plan {
             duration_max_us,
             fail_per_mille: one_of(&[0, 0, 30, 300], chance),
             output_per_mille: one_of(&[0, 0, 200, 1_000], chance),
-            is_poison: false,
+            ..Behaviour::default()
         };
         let mut plan = Self::new(chunk_count, behaviour);
         plan.spec.retries = one_of(&[0, 1, 3], chance) as u32;
@@ -129,6 +129,8 @@ struct Asked {
     began_at: Instant,
     again_at: Instant,
     wait: Duration,
+    /// It is about a job that was not accepted yet.
+    is_early: bool,
 }
 
 /// A job that this client submitted.
@@ -235,7 +237,11 @@ impl Client {
     fn ask(&mut self, number: u64, request: Request, frame: Vec<u8>, outside: &mut Outside<'_>) {
         outside.send(self.master, frame.clone());
         let wait = ANSWER_WAIT_MIN;
-        let asked = Asked { request, frame, began_at: outside.now, again_at: outside.now + wait, wait };
+        let is_early = match request {
+            Request::Cancel { job } | Request::Query { job } => self.jobs[&job].accepted.is_none(),
+            Request::Submit { .. } | Request::Record { .. } => false,
+        };
+        let asked = Asked { request, frame, began_at: outside.now, again_at: outside.now + wait, wait, is_early };
         self.open.insert(number, asked);
     }
 
@@ -307,12 +313,7 @@ impl Client {
             }
             code => {
                 let asked = self.open.remove(&number).expect("found above");
-                // A job that was not accepted yet cannot be canceled or asked for.
-                let is_early = match asked.request {
-                    Request::Cancel { job } | Request::Query { job } => self.jobs[&job].accepted.is_none(),
-                    Request::Submit { .. } | Request::Record { .. } => false,
-                };
-                if !(is_early && code == Some(ErrorCode::UnknownJob)) {
+                if !(asked.is_early && code == Some(ErrorCode::UnknownJob)) {
                     self.complaints.push(format!("{:?} was refused: {code:?} {detail}", asked.request));
                 }
             }

@@ -11,6 +11,7 @@ pub mod disk;
 pub mod faults;
 pub mod network;
 pub mod process;
+pub mod scenario;
 pub mod seed;
 pub mod shell;
 pub mod trace;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use sim::seed::{self, Report};
+use sim::seed::{self, Care, Report};
 
 const USAGE: &str = "usage: sim --seed N [--trace] | sim --seeds N [--first F]";
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn run_one(number: u64, is_traced: bool) -> ExitCode {
-    match seed::run(number, is_traced) {
+    match seed::run(number, if is_traced { Care::Traced } else { Care::Thorough }) {
         Ok(report) => {
             println!("seed {number}: {report:?}");
             ExitCode::SUCCESS
@@ -42,7 +42,7 @@ fn run_many(first: u64, count: u64) -> ExitCode {
     let mut sum = Report { faults: 0, acknowledged: 0, runs: 0, steps: 0, excused: 0, trace_hash: 0 };
     let mut failures = 0;
     for number in first..first + count {
-        match seed::run(number, false) {
+        match seed::run(number, Care::Quick) {
             Ok(report) => {
                 sum.faults += report.faults;
                 sum.acknowledged += report.acknowledged;

@@ -151,13 +151,6 @@ impl Network {
         self.cut.clear();
     }
 
-    /// Takes what is under way and `which` picks, in the order of its arrival; whoever takes it may deliver it later.
-    pub fn take(&mut self, which: impl Fn(&Envelope) -> bool) -> Vec<Envelope> {
-        let taken: Vec<_> =
-            self.in_flight.iter().filter(|(_, envelope)| which(envelope)).map(|(key, _)| *key).collect();
-        taken.into_iter().filter_map(|key| self.in_flight.remove(&key)).collect()
-    }
-
     /// Lets a message arrive at `at`, whatever the weather and the cuts.
     pub fn deliver(&mut self, envelope: Envelope, at: Instant) {
         self.sent += 1;

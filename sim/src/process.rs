@@ -18,6 +18,8 @@ pub struct Behaviour {
     pub duration_max_us: u64,
     /// How many of a thousand runs fail with exit code 3.
     pub fail_per_mille: u64,
+    /// Attempts up to this one fail, whatever else.
+    pub fail_attempt_max: u64,
     /// How many of a thousand runs write something.
     pub output_per_mille: u64,
     /// Its runs take down the worker's machine.
@@ -30,6 +32,7 @@ impl Default for Behaviour {
             duration_min_us: 2_000,
             duration_max_us: 20_000,
             fail_per_mille: 0,
+            fail_attempt_max: 0,
             output_per_mille: 0,
             is_poison: false,
         }
@@ -49,6 +52,7 @@ impl Behaviour {
             self.duration_min_us,
             self.duration_max_us,
             self.fail_per_mille,
+            self.fail_attempt_max,
             self.output_per_mille,
             u64::from(self.is_poison),
         ];
@@ -60,11 +64,14 @@ impl Behaviour {
         let [name, numbers @ ..] = arguments else { return None };
         let numbers: Vec<u64> =
             numbers.iter().map(|text| std::str::from_utf8(text).ok()?.parse().ok()).collect::<Option<_>>()?;
-        let [duration_min_us, duration_max_us, fail_per_mille, output_per_mille, is_poison] = numbers[..] else {
+        let [duration_min_us, duration_max_us, fail_per_mille, fail_attempt_max, output_per_mille, is_poison] =
+            numbers[..]
+        else {
             return None;
         };
+        let is_poison = is_poison == 1;
         let behaviour =
-            Self { duration_min_us, duration_max_us, fail_per_mille, output_per_mille, is_poison: is_poison == 1 };
+            Self { duration_min_us, duration_max_us, fail_per_mille, fail_attempt_max, output_per_mille, is_poison };
         (name == b"sim").then_some(behaviour)
     }
 

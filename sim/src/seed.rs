@@ -12,6 +12,8 @@ use crate::world::{Change, Settings, World};
 
 /// How long the calm lasts at most.
 const CALM_MAX: Duration = Duration::from_secs(60);
+/// Of a quick run.
+const INVARIANTS_EVERY: u64 = 61;
 
 /// What a seed came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,10 +38,23 @@ pub struct Failure {
     pub what: String,
 }
 
+/// How a seed is run; what happens in it is the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Care {
+    /// Cores look at their own invariants now and then.
+    Quick,
+    /// After every event.
+    Thorough,
+    /// That, and every event is a line on standard output.
+    Traced,
+}
+
 /// Runs one seed.
-pub fn run(seed: u64, is_traced: bool) -> Result<Report, Failure> {
+pub fn run(seed: u64, care: Care) -> Result<Report, Failure> {
     let habit = Habit { pause_min: Duration::from_millis(60), pause_max: Duration::from_millis(400) };
-    let settings = Settings { seed, habit: Some(habit), is_traced, ..Settings::default() };
+    let invariants_every = if care == Care::Quick { INVARIANTS_EVERY } else { 1 };
+    let is_traced = care == Care::Traced;
+    let settings = Settings { seed, habit: Some(habit), is_traced, invariants_every, ..Settings::default() };
     let mut steps = 0;
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(settings);

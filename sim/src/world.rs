@@ -34,11 +34,13 @@ pub struct Settings {
     pub habit: Option<Habit>,
     /// Lines of what happens go to standard output.
     pub is_traced: bool,
+    /// A core looks at its own invariants after one in so many events; they cost more than all the rest.
+    pub invariants_every: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { seed: 1, workers: 3, clients: 2, slots: 2, habit: None, is_traced: false }
+        Self { seed: 1, workers: 3, clients: 2, slots: 2, habit: None, is_traced: false, invariants_every: 1 }
     }
 }
 
@@ -58,6 +60,8 @@ pub struct Machine {
     /// Stopped, as by SIGSTOP: what happens to it waits.
     pub is_paused: bool,
     waiting: Vec<Due>,
+    /// Of its process.
+    deadline: Option<Instant>,
     /// How far its wall clock is off, in microseconds.
     pub wall_offset_us: i64,
 }
@@ -148,7 +152,26 @@ pub struct World {
     chance: Chance,
     /// Every message that was sent, for scenarios to look at; kept only when somebody wants it.
     pub sent: Option<Vec<Sent>>,
+    filters: Vec<Filter>,
 }
+
+/// Takes messages off the network.
+struct Filter {
+    which: Box<dyn Fn(&Envelope) -> bool>,
+    /// What it took, in order; `None` = it loses them.
+    held: Option<Vec<Envelope>>,
+    is_on: bool,
+}
+
+impl std::fmt::Debug for Filter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Filter(on: {}, held: {:?})", self.is_on, self.held)
+    }
+}
+
+/// A filter of a world.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FilterId(usize);
 
 /// A message as it was sent.
 #[derive(Clone, Debug)]
@@ -181,6 +204,7 @@ impl World {
             agenda_count: 0,
             chance: Chance::new(settings.seed),
             sent: None,
+            filters: Vec::new(),
         };
         world.add(Role::Master, "m1".into(), Disk::Master(MasterDisk::default()));
         world.add(Role::LoadBalancer, "lb1".into(), Disk::None);
@@ -212,6 +236,7 @@ impl World {
             disk_pace: DiskPace::FAST,
             is_paused: false,
             waiting: Vec::new(),
+            deadline: None,
             wall_offset_us: 0,
         });
     }
@@ -293,7 +318,7 @@ impl World {
 
     fn next_deadline(&self) -> Option<(Instant, Host)> {
         let awake = self.machines.iter().filter(|machine| !machine.is_paused);
-        awake.filter_map(|machine| Some((machine.process.as_ref()?.next_deadline()?, machine.host))).min()
+        awake.filter_map(|machine| Some((machine.deadline?, machine.host))).min()
     }
 
     fn happen(&mut self, due: Due) {
@@ -367,7 +392,10 @@ impl World {
         };
         let result = what(process, &mut outside);
         process.tick(&mut outside);
-        process.check_invariants();
+        machine.deadline = process.next_deadline();
+        if self.steps.is_multiple_of(self.settings.invariants_every) {
+            process.check_invariants();
+        }
         self.trace.notes(self.now, &machine.name, process);
         let Outside { sent, due, is_struck, .. } = outside;
         self.post(host, sent);
@@ -395,7 +423,37 @@ impl World {
                 log.push(Sent { at: self.now, from, to, frame: frames[0].clone() });
             }
             let envelope = Envelope { from, to, to_boot, sender, frames };
+            let filter = self.filters.iter_mut().find(|filter| filter.is_on && (filter.which)(&envelope));
+            if let Some(filter) = filter {
+                filter.held.iter_mut().for_each(|held| held.push(envelope.clone()));
+                continue;
+            }
             self.network.send(envelope, self.now, &self.weather, &mut self.chance);
+        }
+    }
+
+    /// From now on keeps what `which` picks of what is sent, until it is released.
+    pub fn hold(&mut self, which: impl Fn(&Envelope) -> bool + 'static) -> FilterId {
+        self.filters.push(Filter { which: Box::new(which), held: Some(Vec::new()), is_on: true });
+        FilterId(self.filters.len() - 1)
+    }
+
+    /// From now on loses what `which` picks of what is sent.
+    pub fn lose(&mut self, which: impl Fn(&Envelope) -> bool + 'static) -> FilterId {
+        self.filters.push(Filter { which: Box::new(which), held: None, is_on: true });
+        FilterId(self.filters.len() - 1)
+    }
+
+    /// What a filter holds.
+    pub fn held(&self, filter: FilterId) -> &[Envelope] {
+        self.filters[filter.0].held.as_deref().unwrap_or_default()
+    }
+
+    /// Ends a filter; what it holds arrives now, in order.
+    pub fn release(&mut self, filter: FilterId) {
+        self.filters[filter.0].is_on = false;
+        for envelope in self.filters[filter.0].held.take().unwrap_or_default() {
+            self.network.deliver(envelope, self.now);
         }
     }
 
@@ -405,7 +463,8 @@ impl World {
         self.plan(self.now + Duration::from_millis(500), Change::Restart { host });
     }
 
-    fn change(&mut self, change: Change) {
+    /// Has something happen now.
+    pub fn change(&mut self, change: Change) {
         self.trace.change(self.now, &change);
         match change {
             Change::Crash { host } => self.crash(host),
@@ -430,6 +489,7 @@ impl World {
         let Some(process) = machine.process.take() else { return };
         machine.is_paused = false;
         machine.waiting.clear();
+        machine.deadline = None;
         let mut outside = Outside {
             now: self.now,
             wall,

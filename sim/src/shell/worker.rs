@@ -233,7 +233,8 @@ impl WorkerShell {
             let line = format!("job {job} chunk {chunk} attempt {attempt}\n");
             self.kept.insert(run, line.repeat(outside.chance.between(1, 20) as usize).into_bytes());
         }
-        let fails = outside.chance.once_in_a_thousand(behaviour.fail_per_mille);
+        let fails = outside.chance.once_in_a_thousand(behaviour.fail_per_mille)
+            || u64::from(attempt) <= behaviour.fail_attempt_max;
         let program = Program { number, job, chunk, attempt, behaviour, started_at: outside.now };
         self.programs.insert(run, program);
         let end = RunEnd::Code(if fails { 3 } else { 0 });

@@ -1,0 +1,111 @@
+//! One result for each chunk, whatever crosses on the way.
+
+use sim::client::Plan;
+use sim::process::Behaviour;
+use sim::scenario::{Cluster, range_of};
+use sim::world::{LOAD_BALANCER, MASTER};
+use wire::{ChunkState, Duration, Kind, Message};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn lost_confirmation_is_asked_again() {
+    let mut cluster = Cluster::with_workers(1);
+    let w1 = cluster.world.worker(1);
+    let confirmations = cluster.lose(MASTER, w1, Kind::ResultConfirmed);
+    let job = cluster.submit(Plan::new(1, Behaviour::default()));
+    cluster.until("it has finished", |cluster| !cluster.is_live(job));
+    let index = cluster.index();
+    cluster.run(8 * SECOND);
+    assert!(results(&cluster, w1) >= 3, "the result is said again until it is confirmed");
+    assert_eq!(cluster.worker(w1).core.unconfirmed_count(), 1, "the worker keeps what nobody has confirmed");
+    assert_eq!(cluster.index(), index, "a repetition is not worth an entry");
+    cluster.release(confirmations);
+    cluster.until("it is confirmed", |cluster| cluster.worker(w1).core.unconfirmed_count() == 0);
+    cluster.settle();
+    assert_eq!(cluster.history(job, 0), [(w1, 1)]);
+}
+
+#[test]
+fn cancel_races_finish() {
+    let mut cluster = Cluster::with_workers(1);
+    let w1 = cluster.world.worker(1);
+    let job = cluster.submit(Plan::new(4, Behaviour::lasting(SECOND)));
+    cluster.until("half of it has finished", |cluster| cluster.ended(job, 1).is_some());
+    // The other half ends well too, but the cancel is in the log first.
+    let results = cluster.hold_results(w1);
+    let kills = cluster.hold(LOAD_BALANCER, w1, Kind::Kill);
+    cluster.until("the other half has ended", |cluster| cluster.worker(w1).core.unconfirmed_count() == 2);
+    cluster.cancel(job);
+    cluster.release(results);
+    cluster.until("the results are forgotten", |cluster| cluster.worker(w1).core.unconfirmed_count() == 0);
+    cluster.release(kills);
+    cluster.settle();
+    let states: Vec<_> = (0..4).map(|chunk| cluster.ended(job, chunk).expect("it has ended")).collect();
+    use ChunkState::{Canceled, Finished};
+    assert_eq!(states, [Finished, Finished, Canceled, Canceled]);
+    assert!((0..4).all(|chunk| cluster.history(job, chunk) == [(w1, 1)]));
+}
+
+#[test]
+fn canceled_chunks_are_killed() {
+    let mut cluster = Cluster::with_workers(1);
+    let w1 = cluster.world.worker(1);
+    let job = cluster.submit(Plan::new(6, Behaviour::lasting(30 * SECOND)));
+    cluster.until("two run", |cluster| cluster.worker(w1).core.running_count() == 2);
+    let since = cluster.world.now;
+    cluster.cancel(job);
+    cluster.until("nothing of it is left", |cluster| {
+        cluster.worker(w1).core.running_count() == 0 && cluster.worker(w1).core.queued_count() == 0
+    });
+    assert!(cluster.world.now.since(since) < 4 * SECOND);
+    cluster.settle();
+    assert_eq!((2..6).map(|chunk| cluster.runs(job, chunk).len()).sum::<usize>(), 0);
+    assert!(!cluster.sent(w1, LOAD_BALANCER, Kind::Killed).is_empty());
+}
+
+#[test]
+fn old_failure_is_confirmed() {
+    let mut cluster = Cluster::with_workers(2);
+    let behaviour = Behaviour { fail_attempt_max: 1, ..Behaviour::lasting(4 * SECOND) };
+    let job = cluster.submit(Plan::new(1, behaviour));
+    cluster.until("it runs", |cluster| cluster.runs(job, 0).len() == 1);
+    let first = cluster.runs(job, 0)[0].host;
+    cluster.isolate(first);
+    cluster.until("its worker is lost", |cluster| cluster.attempt(job, 0) == 2);
+    cluster.until("the second attempt runs", |cluster| cluster.runs(job, 0).len() == 2);
+    assert_eq!(cluster.worker(first).core.unconfirmed_count(), 1, "the first attempt has failed unheard");
+    cluster.heal();
+    cluster.until("the failure is forgotten", |cluster| cluster.worker(first).core.unconfirmed_count() == 0);
+    assert_eq!((cluster.ended(job, 0), cluster.attempt(job, 0)), (None, 2), "it has no effect on the chunk");
+    cluster.settle();
+    assert_eq!(cluster.ended(job, 0), Some(ChunkState::Finished));
+    assert_eq!(cluster.runs(job, 0).len(), 2);
+}
+
+#[test]
+fn higher_attempt_meets_kept_failure() {
+    let mut cluster = Cluster::with_workers(1);
+    let w1 = cluster.world.worker(1);
+    let confirmations = cluster.lose(MASTER, w1, Kind::ResultConfirmed);
+    let behaviour = Behaviour { fail_attempt_max: 1, ..Behaviour::lasting(SECOND / 4) };
+    let mut plan = Plan::new(1, behaviour);
+    plan.spec.retries = 1;
+    let job = cluster.submit(plan);
+    cluster.until("the second attempt is asked for", |cluster| {
+        cluster.requests(w1, job).iter().any(|request| request.attempt.get() == 2 && range_of(request).count == 1)
+    });
+    assert_eq!(cluster.worker(w1).core.unconfirmed_count(), 1, "the failure is kept when the request leaves");
+    cluster.until("the second attempt runs", |cluster| cluster.runs(job, 0).len() == 2);
+    assert_eq!(cluster.worker(w1).core.unconfirmed_count(), 0, "the higher attempt has confirmed the failure");
+    cluster.release(confirmations);
+    cluster.settle();
+    assert_eq!(cluster.history(job, 0), [(w1, 1), (w1, 2)]);
+    assert_eq!(cluster.ended(job, 0), Some(ChunkState::Finished));
+}
+
+/// How often a worker has sent results.
+fn results(cluster: &Cluster, worker: sim::network::Host) -> usize {
+    let has_results = |frame: &[u8]| matches!(Message::decode(frame), Ok(Message::WorkerStatus(status, _)) if status.num_runs.get() > 0);
+    cluster.sent(worker, MASTER, Kind::WorkerStatus).into_iter().filter(|sent| has_results(&sent.frame)).count()
+}
