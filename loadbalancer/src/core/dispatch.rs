@@ -100,29 +100,40 @@ impl LoadBalancer {
 
     /// The worker with the longest queue beyond its slots, and the part of its newest range that `node` should have.
     fn surplus_for(&self, node: NodeId, usable: &[NodeId], now: Instant) -> Option<(NodeId, JobId, ChunkRange)> {
-        let idle = &self.workers[&node];
         let may_give = |worker: &WorkerView| worker.retract.is_none() && now >= worker.retract_not_before;
-        let others = usable.iter().filter(|other| **other != node && may_give(&self.workers[other]));
-        let newest = others.filter_map(|other| {
-            let worker = &self.workers[other];
-            let (job, range) = newest_fitting(worker, idle, |job| self.log.jobs.get(&job))?;
-            let cpus_milli = self.log.jobs[&job].cpus_milli;
-            let surplus = worker.held.chunks().saturating_sub(worker.slots(cpus_milli));
-            (surplus > 0).then_some((surplus, *other, job, range, cpus_milli))
-        });
-        let (surplus, victim, job, range, cpus_milli) = newest.max_by_key(|(surplus, other, ..)| (*surplus, *other))?;
+        let surplus = |worker: &WorkerView| worker.held.chunks().saturating_sub(worker.slots(ONE_CPU));
+        let others = usable.iter().filter(|other| **other != node).map(|other| (*other, &self.workers[other]));
+        let mut victims: Vec<(u64, NodeId)> = others
+            .filter(|(_, worker)| may_give(worker) && surplus(worker) > 0)
+            .map(|(other, worker)| (surplus(worker), other))
+            .collect();
+        victims.sort_unstable_by_key(|victim| Reverse(*victim));
+        victims.into_iter().find_map(|(_, victim)| self.tail_of(victim, node))
+    }
+
+    /// What the idle worker should have of the other's newest range.
+    fn tail_of(&self, victim: NodeId, node: NodeId) -> Option<(NodeId, JobId, ChunkRange)> {
+        let (worker, idle) = (&self.workers[&victim], &self.workers[&node]);
+        let (job, range) = newest_fitting(worker, idle, |job| self.log.jobs.get(&job))?;
+        let cpus_milli = self.log.jobs[&job].cpus_milli;
+        let surplus = worker.held.chunks().saturating_sub(worker.slots(cpus_milli));
         let free_slots = idle.slots(cpus_milli).saturating_sub(idle.held.chunks());
-        let count =
-            surplus.min(idle.room()).min(free_slots.max(surplus.div_ceil(2))).min(u64::from(range.count)) as u32;
+        if surplus == 0 || free_slots == 0 {
+            return None;
+        }
+        let half = surplus.div_ceil(2);
+        let count = free_slots.max(half).min(surplus).min(idle.room()).min(u64::from(range.count)) as u32;
         let tail = ChunkRange::new((range.end() - u64::from(count)) as u32, count);
         Some((victim, job, tail))
     }
 }
 
+/// Thousandths of a cpu.
+const ONE_CPU: u32 = 1000;
+
 /// True while it has room and a slot that nothing it holds can fill.
 fn is_idle(worker: &WorkerView) -> bool {
-    const CPU: u32 = 1000;
-    worker.room() > 0 && worker.held.chunks() < worker.slots(CPU)
+    worker.room() > 0 && worker.held.chunks() < worker.slots(ONE_CPU)
 }
 
 /// The range that the worker got last and may not have started, of a job that fits `idle`.

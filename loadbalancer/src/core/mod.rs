@@ -11,6 +11,7 @@ mod invariant;
 mod log_view;
 mod master_link;
 mod membership;
+mod note;
 mod range_map;
 mod report;
 mod sending;
@@ -20,14 +21,16 @@ mod worker_view;
 use std::collections::BTreeMap;
 
 use wire::{
-    BootNonce, ChunkRange, ChunkSet, ClientKey, DecodeError, Duration, ErrorCode, Instant, JobId, Kind, Message,
-    NodeId, PeerId, TimerTable, error_frame,
+    BootNonce, ChunkRange, ChunkSet, ClientKey, Duration, ErrorCode, Instant, JobId, Kind, Message, NodeId, PeerId,
+    TimerTable, error_frame,
 };
 
 use log_view::LogView;
 use master_link::MasterLink;
 use membership::Reign;
 use worker_view::WorkerView;
+
+pub use note::Note;
 
 /// Who this load balancer is, and how long it waits for what.
 #[derive(Clone, Debug)]
@@ -104,27 +107,6 @@ pub enum Action {
     },
     /// A decision worth a line in the log of the process.
     Note(Note),
-}
-
-/// A decision that operators want to see.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Note {
-    #[error("registered with the masters at index {index}")]
-    Registered { index: u64 },
-    #[error("primary: epoch {epoch} is ours at index {index}")]
-    EpochGained { epoch: u64, index: u64 },
-    #[error("not primary any more: epoch {epoch} is another's")]
-    EpochLost { epoch: u64 },
-    #[error("worker {worker} is here with boot {boot:?}")]
-    WorkerMet { worker: NodeId, boot: BootNonce },
-    #[error("worker {worker}, boot {boot:?}: proposing the loss of {chunks} chunks")]
-    LossProposed { worker: NodeId, boot: BootNonce, chunks: u64 },
-    #[error("the grace period is over: {workers} workers stayed silent, what they may hold is given away")]
-    GraceOver { workers: usize },
-    #[error("snapshot of the log at index {index}: {jobs} live jobs")]
-    Snapshot { index: u64, jobs: usize },
-    #[error("a batch of the log is not well formed: {detail}")]
-    BatchMalformed { detail: DecodeError },
 }
 
 /// What the core waits for.
