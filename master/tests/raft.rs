@@ -47,6 +47,25 @@ fn what_comes_in_one_turn_is_one_entry() {
 }
 
 #[test]
+fn what_comes_while_the_disk_writes_gathers_into_one_entry() {
+    let mut master = a_master().slow_disk().build();
+    while master.unwritten() > 0 {
+        master.persist_one();
+        master.tick();
+    }
+    let before = master.core.state().index;
+    for n in 1..=4u8 {
+        assert_eq!(master.receives(CLIENT_PEER, submit(n.into(), JobId([n; 16]), &a_spec(1))), [""; 0]);
+        assert_eq!(master.unwritten(), 1);
+    }
+    assert!(master.core.next_deadline() > Some(master.now), "it does not spin meanwhile");
+    assert_eq!(master.persist_one().len(), 1);
+    master.tick();
+    assert_eq!(master.persist_one().len(), 3);
+    assert_eq!(master.core.state().index, before + 2);
+}
+
+#[test]
 fn what_fills_an_entry_does_not_wait_for_the_end_of_the_turn() {
     let mut master = a_master().limits(|limits| limits.entry_bytes_max = 200).build();
     let before = master.core.state().index;

@@ -122,9 +122,16 @@ impl Backlog {
 }
 
 impl Core {
-    /// Makes one entry of all that is pending.
+    /// True when an entry should be made now. While the disk writes, another entry could only wait for it; so what comes
+    /// meanwhile gathers into one, unless it fills an entry by itself.
+    pub(super) fn is_flush_due(&self) -> bool {
+        let is_full = self.backlog.is_full_entry(self.config.limits.entry_bytes_max);
+        self.backlog.has_pending() && self.raft.is_leader() && (is_full || !self.raft.is_persisting())
+    }
+
+    /// Makes one entry of all that is pending, if that is due.
     pub(super) fn flush(&mut self, wall: WallTime, actions: &mut Vec<Action>) {
-        if !self.backlog.has_pending() || !self.raft.is_leader() {
+        if !self.is_flush_due() {
             return;
         }
         let pending = std::mem::take(&mut self.backlog.pending);

@@ -160,7 +160,7 @@ impl Core {
             Event::Tick => self.on_tick(now, wall, actions),
         }
         self.advance(now, actions);
-        if self.backlog.has_pending() {
+        if self.is_flush_due() {
             self.timers.set_earlier(Timer::Flush, now);
         }
         match self.watchers.next_deadline() {

@@ -146,6 +146,11 @@ impl Raft {
         self.release();
     }
 
+    /// True while the disk has something to write for us.
+    pub fn is_persisting(&self) -> bool {
+        self.unpersisted.iter().any(|(_, ticket)| ticket.is_some())
+    }
+
     /// The state machine has applied everything up to `index`.
     pub fn on_applied(&mut self, index: u64) {
         self.node.advance_apply_to(index);
