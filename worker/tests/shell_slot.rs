@@ -430,6 +430,8 @@ fn a_slot_process_that_dies_is_an_event_and_its_run_dies_too() {
 #[test]
 fn signals_to_the_slot_process_do_not_disturb_it() {
     let (mut bench, mut slot) = (Bench::new(), a_slot());
+    // Before its first words it is still a process like any other.
+    assert_eq!(run(&mut slot, bench.script("exit 0")).ended, Ended::Code(0));
     for signal in ["TERM", "INT", "HUP", "USR1", "PIPE", "TSTP"] {
         Program::new("kill").args(["-s", signal, &slot.pid().to_string()]).status().expect("kill is there");
     }

@@ -4,13 +4,13 @@
 //! its way to storage; small standard output is simply read. A run that wrote nothing costs a few looks and no change.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::directory::{Directory, has_entries, make_empty};
+use super::directory::{Directory, Found, look, make_empty};
 use super::outbox::{Kept, Piece};
 use super::sweep::Sweeper;
 use crate::core::{Order, SlotIndex, Take};
@@ -183,91 +183,108 @@ impl Bench {
             aside,
             failure: None,
         };
-        if let Err(error) = self.put_aside(take, may_read, current.not_started, current.foreign_directory, &mut kept) {
+        let (out, work) = (look(&self.path.join("out"))?, look(&self.path.join("work"))?);
+        let error = metadata(&self.path.join("spool/error"))?;
+        let has_error = error.is_some();
+        let read_size_max = if may_read { READ_SIZE_MAX } else { 0 };
+        let not_started = current.not_started.as_deref();
+        let mut aside = Aside { path: kept.aside.clone(), is_made: false, read_size_max };
+        let put_aside = match take {
+            Take::Nothing => Ok(()),
+            Take::Streams => self.put_streams_aside(not_started, error, &mut aside, &mut kept),
+            Take::Everything => self
+                .put_streams_aside(not_started, error, &mut aside, &mut kept)
+                .and_then(|()| self.put_outputs_aside(out, current.foreign_directory, &mut aside, &mut kept)),
+        };
+        if let Err(error) = put_aside {
             // A full disk, most likely. The chunk must not count as done without its outputs.
             tracing::error!(run = kept.run, %error, "outputs could not be put aside");
             kept.failure = Some(format!("the outputs could not be put aside: {error}"));
         }
-        self.clean(sweeper)?;
+        if has_error {
+            sweeper.discard(&self.path.join("spool/error"))?;
+        }
+        let is_taken = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| path.starts_with(&kept.aside));
+        let seen = |found, is_taken| if is_taken { Found::Absent } else { found };
+        make_empty(&self.path.join("out"), seen(out, is_taken(&kept.out)), sweeper)?;
+        make_empty(&self.path.join("work"), seen(work, is_taken(&kept.work)), sweeper)?;
         let is_empty = kept.stdout.is_empty() && kept.stderr.is_empty() && kept.out.is_none() && kept.work.is_none();
         Ok(if is_empty && kept.failure.is_none() { None } else { Some(kept) })
     }
 
-    fn put_aside(
+    fn put_streams_aside(
         &self,
-        take: Take,
-        may_read: bool,
-        not_started: Option<String>,
-        foreign_directory: Option<PathBuf>,
+        not_started: Option<&str>,
+        error: Option<Metadata>,
+        aside: &mut Aside,
         kept: &mut Kept,
     ) -> io::Result<()> {
-        if take == Take::Nothing {
+        if let Some(message) = not_started {
+            // The spool files are those of the run before.
+            kept.stderr.push(Piece::Bytes(format!("zg: {message}\n").into_bytes()));
             return Ok(());
         }
-        let mut aside =
-            Aside { path: &kept.aside, is_made: false, read_size_max: if may_read { READ_SIZE_MAX } else { 0 } };
-        match not_started {
-            // Its spool files are those of the run before.
-            Some(message) => kept.stderr.push(Piece::Bytes(format!("zg: {message}\n").into_bytes())),
-            None => {
-                kept.stdout.extend(aside.take_file(&self.path, "stdout")?);
-                kept.stderr.extend(aside.take_file(&self.path, "stderr")?);
-                // What a program wrote as its error is shown after its standard error.
-                kept.stderr.extend(aside.take_file(&self.path, "error")?);
-            }
+        for (name, stream) in [("stdout", &mut kept.stdout), ("stderr", &mut kept.stderr)] {
+            let path = self.path.join("spool").join(name);
+            stream.extend(aside.take_file(&path, name, metadata(&path)?)?);
         }
-        if take == Take::Everything {
-            if has_entries(&self.path.join("out"))? {
-                kept.out = Some(aside.take_tree(&self.path, "out")?);
-            }
-            if !kept.order.spec.outputs.is_empty() {
-                kept.work = match foreign_directory {
-                    Some(foreign) => Some(foreign),
-                    None => Some(aside.take_tree(&self.path, "work")?),
-                };
-            }
-        }
+        // What a program wrote as its error is shown after its standard error.
+        kept.stderr.extend(aside.take_file(&self.path.join("spool/error"), "error", error)?);
         Ok(())
     }
 
-    fn clean(&self, sweeper: &mut Sweeper) -> io::Result<()> {
-        let error_file = self.path.join("spool/error");
-        match fs::symlink_metadata(&error_file) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            _ => sweeper.discard(&error_file)?,
+    fn put_outputs_aside(
+        &self,
+        out: Found,
+        foreign_directory: Option<PathBuf>,
+        aside: &mut Aside,
+        kept: &mut Kept,
+    ) -> io::Result<()> {
+        if out == Found::Filled {
+            kept.out = Some(aside.take_tree(&self.path, "out")?);
         }
-        make_empty(&self.path.join("out"), sweeper)?;
-        make_empty(&self.path.join("work"), sweeper)
+        if !kept.order.spec.outputs.is_empty() {
+            kept.work = match foreign_directory {
+                Some(foreign) => Some(foreign),
+                None => Some(aside.take_tree(&self.path, "work")?),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// What lies at `path`, not followed; `None` = nothing.
+fn metadata(path: &Path) -> io::Result<Option<Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 /// The directory of one run's outputs, made when there is something to put into it.
-struct Aside<'a> {
-    path: &'a Path,
+struct Aside {
+    path: PathBuf,
     is_made: bool,
     /// Files up to this are read, in bytes.
     read_size_max: u64,
 }
 
-impl Aside<'_> {
+impl Aside {
     /// A spool file: nothing if it is empty or no file at all, its bytes if it is small, else the file itself.
-    fn take_file(&mut self, slot: &Path, name: &str) -> io::Result<Option<Piece>> {
-        let from = slot.join("spool").join(name);
-        let metadata = match fs::symlink_metadata(&from) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            metadata => metadata?,
-        };
-        if !metadata.is_file() || metadata.len() == 0 {
+    fn take_file(&mut self, from: &Path, name: &str, metadata: Option<Metadata>) -> io::Result<Option<Piece>> {
+        let Some(length) = metadata.filter(Metadata::is_file).map(|metadata| metadata.len()) else { return Ok(None) };
+        if length == 0 {
             return Ok(None);
         }
-        if metadata.len() <= self.read_size_max {
-            let mut bytes = Vec::with_capacity(metadata.len() as usize);
-            File::open(&from)?.take(self.read_size_max).read_to_end(&mut bytes)?;
+        if length <= self.read_size_max {
+            let mut bytes = Vec::with_capacity(length as usize);
+            File::open(from)?.take(self.read_size_max).read_to_end(&mut bytes)?;
             return Ok(Some(Piece::Bytes(bytes)));
         }
         let to = self.make()?.join(name);
-        fs::rename(&from, &to)?;
-        Ok(Some(Piece::File { path: to, length: metadata.len() }))
+        fs::rename(from, &to)?;
+        Ok(Some(Piece::File { path: to, length }))
     }
 
     fn take_tree(&mut self, slot: &Path, name: &str) -> io::Result<PathBuf> {
@@ -278,9 +295,9 @@ impl Aside<'_> {
 
     fn make(&mut self) -> io::Result<&Path> {
         if !self.is_made {
-            fs::create_dir_all(self.path)?;
+            fs::create_dir_all(&self.path)?;
             self.is_made = true;
         }
-        Ok(self.path)
+        Ok(&self.path)
     }
 }

@@ -13,9 +13,10 @@
 //!
 //! Everything but the identity and the cache belongs to one boot: the next one finds it stale and removes it.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use wire::JobId;
@@ -75,38 +76,69 @@ impl Directory {
     }
 }
 
-/// Makes `path` an empty directory of ours again, whatever a program made of it.
-pub(super) fn make_empty(path: &Path, sweeper: &mut Sweeper) -> io::Result<()> {
-    match is_empty(path) {
-        Ok(true) => return Ok(()),
-        Ok(false) => sweeper.discard(path)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+/// What is found where a directory of ours should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Found {
+    Empty,
+    /// Something is in it, or its owner lets nobody look.
+    Filled,
+    /// Something else: a program may have put a link or a file there.
+    Foreign,
+    Absent,
+}
+
+/// Looks into the directory at `path` as cheaply as can be: every run ends with two such looks.
+pub(super) fn look(path: &Path) -> io::Result<Found> {
+    let opened = File::options().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path);
+    let directory = match opened {
+        Ok(directory) => directory,
+        Err(error) => {
+            return match (error.kind(), error.raw_os_error()) {
+                (ErrorKind::NotFound, _) => Ok(Found::Absent),
+                (ErrorKind::PermissionDenied, _) => Ok(Found::Filled),
+                (ErrorKind::NotADirectory, _) | (_, Some(libc::ELOOP)) => Ok(Found::Foreign),
+                _ => Err(error),
+            };
+        }
+    };
+    let mut entries = [0u8; 512];
+    loop {
+        // SAFETY: the descriptor is open, and `entries` has room for as many bytes as it is said to have.
+        let read =
+            unsafe { libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), entries.as_mut_ptr(), entries.len()) };
+        match read {
+            0 => return Ok(Found::Empty),
+            1.. if has_names(&entries[..read as usize]) => return Ok(Found::Filled),
+            1.. => {}
+            _ => return Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Whether `linux_dirent64` records name anything but `.` and `..`. Each is an inode (8 bytes), an offset (8), its own
+/// length (2), a type (1) and a name that ends in a zero.
+fn has_names(mut records: &[u8]) -> bool {
+    const NAME_OFFSET: usize = 19;
+    while let Some(length) = records.get(16..18) {
+        let length = usize::from(u16::from_ne_bytes([length[0], length[1]]));
+        let name = records.get(NAME_OFFSET..length).unwrap_or_default();
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        if !matches!(name, b"." | b"..") {
+            return true;
+        }
+        records = &records[length..];
+    }
+    false
+}
+
+/// Makes `path`, where `found` was seen, an empty directory of ours again.
+pub(super) fn make_empty(path: &Path, found: Found, sweeper: &mut Sweeper) -> io::Result<()> {
+    match found {
+        Found::Empty => return Ok(()),
+        Found::Filled | Found::Foreign => sweeper.discard(path)?,
+        Found::Absent => {}
     }
     fs::create_dir(path)
-}
-
-/// Whether `path` is a directory with something in it. A link to one is not: a program may have put it there.
-pub(super) fn has_entries(path: &Path) -> io::Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) => Ok(metadata.is_dir() && !is_empty(path)?),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether `path` is a directory with nothing in it. A link to one is not.
-fn is_empty(path: &Path) -> io::Result<bool> {
-    let metadata = fs::symlink_metadata(path)?;
-    if !metadata.is_dir() {
-        return Ok(false);
-    }
-    match fs::read_dir(path) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        // Its owner may take its own rights away; it goes to the trash with the rest.
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// Removes a file or a whole tree, also where its owner has taken the rights to it away. What is not there is removed.
@@ -138,4 +170,40 @@ fn allow_removal(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_tells_what_a_program_left() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("out");
+        assert_eq!(look(&path).expect("it looks"), Found::Absent);
+        fs::create_dir(&path).expect("made");
+        assert_eq!(look(&path).expect("it looks"), Found::Empty);
+        fs::write(path.join("..."), "").expect("written");
+        assert_eq!(look(&path).expect("it looks"), Found::Filled);
+        std::os::unix::fs::symlink(&path, dir.path().join("link")).expect("made");
+        assert_eq!(look(&dir.path().join("link")).expect("it looks"), Found::Foreign);
+        assert_eq!(look(&path.join("...")).expect("it looks"), Found::Foreign);
+        // More than one read takes.
+        (0..200).for_each(|number| fs::write(path.join(number.to_string()), "").expect("written"));
+        assert_eq!(look(&path).expect("it looks"), Found::Filled);
+    }
+
+    #[test]
+    fn a_tree_without_rights_is_removed_too() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let tree = dir.path().join("tree");
+        fs::create_dir_all(tree.join("a/b")).expect("made");
+        fs::write(tree.join("a/b/f"), "").expect("written");
+        for path in ["a/b", "a", ""] {
+            fs::set_permissions(tree.join(path), Permissions::from_mode(0o000)).expect("it is ours");
+        }
+        remove_tree(&tree).expect("it goes");
+        assert!(!tree.exists());
+        remove_tree(&tree).expect("it is gone");
+    }
 }
