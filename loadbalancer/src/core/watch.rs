@@ -7,7 +7,7 @@ use wire::event::LogEvent;
 use wire::record::NodeRecord;
 use wire::{
     BATCH_SNAPSHOT, BootNonce, ChunkRange, ChunkSet, ChunkState, DecodeError, FixedPart, Instant, JobId, Message,
-    NodeId, PeerId, Reader, Role, U16, U32, U64, WATCH_FRESH, Watch, WatchBatch, WatchSubject,
+    NodeId, NodeState, PeerId, Reader, Role, U16, U32, U64, WATCH_FRESH, Watch, WatchBatch, WatchSubject,
 };
 
 use super::log_view::{EpochGrant, JobView};
@@ -215,7 +215,7 @@ impl LoadBalancer {
         let worker = self.workers.get_mut(&record.node).expect("it was met above");
         worker.cpus_milli = record.cpus_milli;
         worker.memory = record.memory;
-        worker.is_draining = record.state != wire::NodeState::Up;
+        worker.is_draining = record.state == NodeState::Draining;
         // A primary gives a boot something only once its view of the log has the boot's registration. This one stands
         // in the log after our epoch; who had read so far knew that he was primary no more. So no epoch before ours
         // has given it anything.
