@@ -92,7 +92,10 @@ pub fn note_path() -> PathBuf {
 pub fn note_running(dir: &Path) -> std::io::Result<()> {
     let path = note_path();
     let parent = path.parent().expect("the note lies in a directory");
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    match fs::DirBuilder::new().mode(0o700).create(parent) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
     if !is_ours(parent) {
         return Err(std::io::Error::other(format!("{} belongs to another user", parent.display())));
     }

@@ -140,8 +140,8 @@ impl Connection {
                 return Ok(None);
             }
             if now >= deadline {
-                let (endpoints, waited) = (self.endpoints(), now.since(begun));
-                return Err(refused.unwrap_or(ClientError::NoMaster { endpoints, waited }));
+                let (endpoints, waited, dir) = (self.endpoints(), now.since(begun), self.cluster.dir.clone());
+                return Err(refused.unwrap_or(ClientError::NoMaster { endpoints, waited, dir }));
             }
             if now >= resend.at {
                 // A full queue is as good as a lost message: it is repeated.

@@ -19,7 +19,7 @@ pub enum ClientError {
     Cluster { path: PathBuf, why: String },
     /// No master has answered; whether a request was carried out is not known. The same request may be sent again.
     #[error("no master answers at {endpoints} after {} s", waited.as_secs())]
-    NoMaster { endpoints: String, waited: Duration },
+    NoMaster { endpoints: String, waited: Duration, dir: PathBuf },
     /// A storage node is needed and none answers.
     #[error("{what}")]
     NoStorage { what: String },

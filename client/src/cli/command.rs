@@ -22,6 +22,9 @@ use super::script;
 const PROGRAM_PATH: &[u8] = b".zg/program";
 const STDIN_PATH: &[u8] = b".zg/stdin";
 
+/// What to do instead of storing a directory.
+pub const PACK_HINT: &str = "Directories are not taken yet: pack it into one file, as tar does";
+
 /// A job on its way: the draft, and the files of this machine that it needs.
 struct Builder<'a> {
     connection: &'a mut Connection,
@@ -255,7 +258,7 @@ fn source(word: &OsStr) -> Result<InputSource, Failure> {
         Ok(metadata) if metadata.is_file() => Ok(InputSource::Local(path.to_owned())),
         Ok(_) => {
             let message = format!("{} is not a regular file", path.display());
-            Err(Failure::usage(message).hint("Directories are not taken yet: pack it into one file, as tar does"))
+            Err(Failure::usage(message).hint(PACK_HINT))
         }
         Err(error) => Err(local_failure(path, &error)),
     }

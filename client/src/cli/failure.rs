@@ -63,7 +63,10 @@ impl From<ClientError> for Failure {
         let (exit, hint) = match &error {
             ClientError::NoCluster => (1, "Start one: zg dev --phase 1 --workers 2; or set ZG_CLUSTER"),
             ClientError::Cluster { .. } => (1, "Start one: zg dev --phase 1 --workers 2; or set ZG_CLUSTER to another"),
-            ClientError::NoMaster { .. } => (1, "Is the cluster running? See its logs, or start it: zg dev --dir DIR"),
+            ClientError::NoMaster { dir, .. } => {
+                let dir = dir.display();
+                (1, &*format!("Is the cluster running? Its logs may be in {dir}; start it with zg dev --dir {dir}"))
+            }
             ClientError::NoStorage { .. } => (1, "See: zg node list"),
             ClientError::Request(_) => (2, "See: zg submit --help"),
             ClientError::NotFound(_) => (3, ""),

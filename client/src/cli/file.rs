@@ -9,7 +9,7 @@ use client::quantity::size_text;
 use wire::record::FileRecord;
 use wire::{FileAddress, FileId};
 
-use super::command::local_failure;
+use super::command::{self, local_failure};
 use super::failure::Failure;
 use super::output::Output;
 use super::{Context, Outcome, shape};
@@ -56,6 +56,9 @@ fn put(connection: &mut Connection, output: &Output, path: &Path) -> Outcome {
         connection.put_reader(io::stdin().lock())?
     } else {
         let metadata = path.metadata().map_err(|error| local_failure(path, &error))?;
+        if metadata.is_dir() {
+            return Err(Failure::usage(format!("{} is a directory", path.display())).hint(command::PACK_HINT));
+        }
         if !metadata.is_file() {
             let hint = format!("Pipe it: zg file put - < {}", path.display());
             return Err(Failure::usage(format!("{} is not a regular file", path.display())).hint(hint));

@@ -32,6 +32,8 @@ const CHUNKS_PER_LOOK: u32 = 256;
 /// Without any event the state is asked for this often all the same.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The part of a job that has been printed.
 struct Printer<'a> {
     connection: &'a mut Connection,
@@ -40,6 +42,8 @@ struct Printer<'a> {
     chunk_count: u32,
     /// The first chunk that has not been printed.
     next: u32,
+    /// How many of those printed have not finished.
+    unfinished: u32,
     /// What to exit with so far.
     exit: u8,
 }
@@ -56,8 +60,15 @@ impl Run {
             context.output.note(&format!("job {} ({})", submitted.number, submitted.job));
         }
         let array = draft.spec.array;
-        let mut printer = Printer { connection: &mut connection, submitted, array, chunk_count, next: 0, exit: 0 };
-        match printer.print_all() {
+        let mut printer =
+            Printer { connection: &mut connection, submitted, array, chunk_count, next: 0, unfinished: 0, exit: 0 };
+        let printed = printer.print_all();
+        if printed.is_ok() && chunk_count > 1 && printer.unfinished > 0 {
+            let (count, number) = (printer.unfinished, submitted.number);
+            let what = format!("{count} of {chunk_count} chunks did not finish. See: zg chunk list {number}");
+            context.output.note(&format!("zg: {what}"));
+        }
+        match printed {
             Ok(()) if self.ignore_failures => Ok(0),
             Ok(()) => Ok(printer.exit),
             Err(failure) => Err(printer.give_up(failure)),
@@ -127,6 +138,7 @@ impl Printer<'_> {
         if let Some(reason) = unsaid(chunk) {
             eprintln!("zg: chunk {} {reason}", self.array.number(chunk.chunk));
         }
+        self.unfinished += u32::from(exit != 0);
         if self.chunk_count == 1 {
             self.exit = exit;
         } else if exit != 0 {
@@ -146,6 +158,8 @@ impl Printer<'_> {
             }
         };
         self.connection.ignore_signals();
+        // Whoever turns away does not wait long.
+        self.connection.timeout = CANCEL_TIMEOUT;
         match self.connection.cancel(self.submitted.job, None) {
             Ok(_) => failure.hint(format!("Job {number} is canceled")),
             Err(error) => failure.hint(format!("Job {number} could not be canceled ({error}): zg job cancel {number}")),

@@ -8,12 +8,14 @@ mod layout;
 mod process;
 mod signals;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use client::{ClientError, Cluster, Connection, cluster};
-use wire::{NodeState, Role};
+use node::{Certificate, Endpoint, EndpointConfig};
+use wire::{BootNonce, ClientKey, NodeId, NodeState, Role};
 
 use super::failure::Failure;
 use super::output::print;
@@ -51,6 +53,7 @@ impl Dev {
         process::check_programs()?;
         // Before any thread starts, so that every thread leaves the signals to us.
         let signals = Signals::take()?;
+        check_library()?;
         let layout = Layout::make(self.dir.as_deref(), self.workers)?;
         context.output.note(&format!("cluster directory: {}", layout.dir.display()));
         let mut roles = Roles::new(&layout);
@@ -62,6 +65,14 @@ impl Dev {
         forgotten.and(removed).map_err(|error| Failure::new("local_file", format!("cannot clean up: {error}")))?;
         Ok(0)
     }
+}
+
+/// Fails where libzmq cannot make keys, as one that was built without the repository's settings cannot.
+fn check_library() -> Result<(), Failure> {
+    let nobody = Certificate { public: ClientKey::default(), secret: None, metadata: BTreeMap::new() };
+    let config = EndpointConfig::new(NodeId::NIL, BootNonce::NONE, nobody);
+    let opened = Endpoint::open(config).map(drop);
+    opened.map_err(|error| Failure::new("library", error.to_string()).hint("Run cargo in the repository's directory"))
 }
 
 /// Keeps the roles running until a signal asks to stop; says `ready:` once.
