@@ -357,7 +357,7 @@ impl Client {
             }
             25..33 => {
                 let size = outside.chance.between(0, 5_000) as usize;
-                let bytes = (0..size).map(|_| outside.chance.next() as u8).collect();
+                let bytes = (0..size).map(|_| outside.chance.draw() as u8).collect();
                 self.store(bytes, outside);
             }
             _ => {
@@ -391,7 +391,7 @@ impl Client {
 
 /// A uuid v7 of this moment.
 fn job_id(outside: &mut Outside<'_>) -> JobId {
-    let random = outside.chance.next();
-    let upper = outside.wall.0 / 1_000 << 16 | 7 << 12 | random >> 52;
-    JobId::from_halves(upper, 1 << 63 | outside.chance.next() >> 2)
+    let random = outside.chance.draw();
+    let upper = ((outside.wall.0 / 1_000) << 16) | (7 << 12) | (random >> 52);
+    JobId::from_halves(upper, (1 << 63) | (outside.chance.draw() >> 2))
 }

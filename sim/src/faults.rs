@@ -16,7 +16,7 @@ const FAULTS_MAX: u64 = 30;
 
 /// Plans the faults of a seed; says how many they are.
 pub fn plan(world: &mut World) -> u64 {
-    let mut chance = Chance::new(world.chance().next());
+    let mut chance = Chance::new(world.chance().draw());
     let count = chance.between(FAULTS_MIN, FAULTS_MAX + 1);
     for _ in 0..count {
         let at = Instant(chance.between(FAULTS_FROM.0, FAULTS_UNTIL.0));

@@ -10,8 +10,10 @@ use crate::network::{Envelope, Host};
 use crate::process::RunEntry;
 use crate::seed;
 use crate::shell::{LoadBalancerShell, Process, WorkerShell};
-use crate::world::{Change, FilterId, LOAD_BALANCER, MASTER, Sent, Settings, World};
+use crate::world::{Change, FilterId, LOAD_BALANCER, MASTER, STORAGE, Sent, Settings, World};
 
+/// The machines besides workers and clients.
+const SERVERS: [Host; 3] = [MASTER, LOAD_BALANCER, STORAGE];
 /// How long anything that is waited for may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -24,7 +26,7 @@ impl Cluster {
     /// A cluster whose workers, of two slots each, are known to its primary.
     pub fn with_workers(workers: usize) -> Self {
         let is_traced = std::env::var_os("SIM_TRACE").is_some();
-        let settings = Settings { workers, clients: 1, is_traced, ..Settings::default() };
+        let settings = Settings { workers, clients: 1, is_traced, told_per_mille: 0, ..Settings::default() };
         let mut world = World::new(settings);
         world.sent = Some(Vec::new());
         let mut cluster = Self { world };
@@ -38,7 +40,10 @@ impl Cluster {
             let Some(epoch) = cluster.epoch() else { return false };
             let up = cluster.world.workers().filter(|host| cluster.world.machine(*host).is_up());
             let mut epochs = up.map(|host| cluster.worker(host).core.epoch());
+            let servers = SERVERS.map(|server| cluster.world.machine(server));
+            let nodes = &cluster.world.checker.history.state.nodes;
             epochs.all(|of_worker| of_worker == epoch)
+                && servers.iter().all(|server| nodes.get(&server.node).is_some_and(|node| node.boot == server.boot))
         });
         self.run(Duration::from_millis(100));
     }

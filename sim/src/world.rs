@@ -36,11 +36,22 @@ pub struct Settings {
     pub is_traced: bool,
     /// A core looks at its own invariants after one in so many events; they cost more than all the rest.
     pub invariants_every: u64,
+    /// How often a caller is told that its connection to a server that has started again stands.
+    pub told_per_mille: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { seed: 1, workers: 3, clients: 2, slots: 2, habit: None, is_traced: false, invariants_every: 1 }
+        Self {
+            seed: 1,
+            workers: 3,
+            clients: 2,
+            slots: 2,
+            habit: None,
+            is_traced: false,
+            invariants_every: 1,
+            told_per_mille: 500,
+        }
     }
 }
 
@@ -223,7 +234,7 @@ impl World {
 
     fn add(&mut self, role: Role, name: String, disk: Disk) {
         let host = Host(self.machines.len());
-        let (upper, lower) = (self.chance.next(), self.chance.next());
+        let (upper, lower) = (self.chance.draw(), self.chance.draw());
         self.machines.push(Machine {
             host,
             role,
@@ -524,8 +535,8 @@ impl World {
     }
 
     fn start(&mut self, host: Host) {
-        let number_base = self.chance.next() >> 1;
-        let random = self.chance.next() as u32;
+        let number_base = self.chance.draw() >> 1;
+        let random = self.chance.draw() as u32;
         let wall = self.wall(host);
         let roles = self.machines.iter().map(|machine| machine.role).collect();
         let machine = &mut self.machines[host.0];
@@ -579,7 +590,7 @@ impl World {
     fn reconnect_callers(&mut self, server: Host) {
         for host in 0..self.machines.len() {
             let boots = self.machines[host].boots;
-            if boots > 0 && self.chance.once_in_a_thousand(500) {
+            if boots > 0 && self.chance.once_in_a_thousand(self.settings.told_per_mille) {
                 let at = self.now + Duration::from_micros(self.chance.between(100, 200_000));
                 self.put(at, Due::Reconnected { host: Host(host), boots, server });
             }
