@@ -18,6 +18,7 @@
 //! # load_balancer_silence_ms = 600         # after that another load balancer may become primary
 //! # epoch_hold_down_ms = 3000              # at least so long between two such grants
 //! # watch_hold_ms = 1000                   # how long a watch waits for something to tell
+//! # results_interval_ms = 5                # results that come faster share an entry
 //! # snapshot_entries = 10000               # entries after which the state is saved and the log cut
 //! ```
 //!
@@ -80,6 +81,8 @@ pub struct Timings {
     pub epoch_hold_down_ms: Duration,
     #[serde(with = "node::settings::milliseconds")]
     pub watch_hold_ms: Duration,
+    #[serde(with = "node::settings::milliseconds")]
+    pub results_interval_ms: Duration,
     pub snapshot_entries: u64,
 }
 
@@ -91,6 +94,7 @@ impl Default for Timings {
             load_balancer_silence_ms: Duration::from_millis(600),
             epoch_hold_down_ms: Duration::from_secs(3),
             watch_hold_ms: Duration::from_secs(1),
+            results_interval_ms: Duration::from_millis(5),
             snapshot_entries: 10_000,
         }
     }

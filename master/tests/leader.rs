@@ -122,6 +122,24 @@ fn a_batch_that_is_under_way_is_not_proposed_twice() {
 }
 
 #[test]
+fn results_that_come_fast_share_an_entry_and_hold_up_nobody_else() {
+    let mut master = a_master().results_interval(Duration::from_millis(5)).build();
+    master.receives(CLIENT_PEER, submit(1, J1, &a_spec(9)));
+    let result = |chunk: u32| succeeded(W1, J1, &[a_run(chunk, &[a_result()])]).number(chunk.into()).frame();
+    assert_eq!(master.receives(W1_PEER, result(1)), ["3: confirmed 1"], "the first waits for nothing");
+    let index = master.core.state().index;
+    assert_eq!(master.receives(W1_PEER, result(2)), [""; 0]);
+    assert_eq!(master.wait(Duration::from_millis(4)), [""; 0]);
+    assert_eq!(master.receives(W1_PEER, result(3)), [""; 0]);
+    assert_eq!(master.wait(Duration::from_millis(1)), ["3: confirmed 2", "3: confirmed 3"]);
+    assert_eq!(master.core.state().index, index + 1);
+
+    master.receives(W1_PEER, result(4));
+    let said = master.receives(CLIENT_PEER, submit(2, J2, &a_spec(1)));
+    assert_eq!(said, ["3: confirmed 4", "1: job_accepted #2 number 2"]);
+}
+
+#[test]
 fn results_of_a_job_that_nobody_knows_are_told_so() {
     let mut master = a_master().build();
     let said = master.receives(W1_PEER, succeeded(W1, J2, &[a_run(0, &[a_result()])]).number(9).frame());

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use wire::{
-    BootNonce, Committed, ErrorCode, FixedPart, JobAccepted, JobId, Kind, NodeId, NodeWelcome, PeerId, ResultConfirmed,
-    Role, U64, WallTime, Writer, log,
+    BootNonce, Committed, ErrorCode, FixedPart, Instant, JobAccepted, JobId, Kind, NodeId, NodeWelcome, PeerId,
+    ResultConfirmed, Role, U64, WallTime, Writer, log,
 };
 
 use super::entry::RequestError;
@@ -68,6 +68,8 @@ pub(super) struct Waiter {
 pub(super) struct Backlog {
     pending: Vec<(Waiter, Vec<u8>)>,
     pending_bytes: usize,
+    /// How many of `pending` are results.
+    pending_results: usize,
     /// By log index.
     in_flight: BTreeMap<u64, Vec<Waiter>>,
     /// Of all requests, pending and in flight.
@@ -75,6 +77,8 @@ pub(super) struct Backlog {
     bytes: usize,
     /// The stamp of the last entry proposed.
     stamp: WallTime,
+    /// When the last entry with results was proposed.
+    results_at: Option<Instant>,
 }
 
 impl Backlog {
@@ -99,6 +103,7 @@ impl Backlog {
         self.keys.insert(waiter.key);
         self.bytes += waiter.size;
         self.pending_bytes += waiter.size;
+        self.pending_results += usize::from(waiter.form == Form::Confirmed);
         self.pending.push((waiter, frame));
     }
 
@@ -122,17 +127,31 @@ impl Backlog {
 }
 
 impl Core {
-    /// True when an entry should be made now. While the disk writes, another entry could only wait for it; so what comes
-    /// meanwhile gathers into one, unless it fills an entry by itself.
-    pub(super) fn is_flush_due(&self) -> bool {
-        let is_full = self.backlog.is_full_entry(self.config.limits.entry_bytes_max);
-        self.backlog.has_pending() && self.raft.is_leader() && (is_full || !self.raft.is_persisting())
+    /// When the next entry should be made. While the disk writes, another entry could only wait for it; so what comes
+    /// meanwhile gathers into one, unless it fills an entry by itself. Nobody's work waits for a result to be confirmed
+    /// (room is told to load balancers apart), so results gather a little longer when they come fast.
+    pub(super) fn flush_deadline(&self, now: Instant) -> Option<Instant> {
+        if !self.backlog.has_pending() || !self.raft.is_leader() {
+            return None;
+        }
+        if self.backlog.is_full_entry(self.config.limits.entry_bytes_max) {
+            return Some(now);
+        }
+        if self.raft.is_persisting() {
+            return None;
+        }
+        let is_results_only = self.backlog.pending_results == self.backlog.pending.len();
+        let last = self.backlog.results_at.filter(|_| is_results_only);
+        Some(last.map_or(now, |last| (last + self.config.timings.results_interval_ms).max(now)))
     }
 
     /// Makes one entry of all that is pending, if that is due.
-    pub(super) fn flush(&mut self, wall: WallTime, actions: &mut Vec<Action>) {
-        if !self.is_flush_due() {
+    pub(super) fn flush(&mut self, now: Instant, wall: WallTime, actions: &mut Vec<Action>) {
+        if self.flush_deadline(now).is_none_or(|deadline| deadline > now) {
             return;
+        }
+        if std::mem::take(&mut self.backlog.pending_results) > 0 {
+            self.backlog.results_at = Some(now);
         }
         let pending = std::mem::take(&mut self.backlog.pending);
         self.backlog.pending_bytes = 0;

@@ -82,7 +82,7 @@ enum Timer {
     Campaign,
     /// A tick of raft; at most one in a turn. Who is silent is looked at with it.
     RaftTick,
-    /// Requests have come in and wait for the end of the turn.
+    /// Requests have come in and wait for the end of the turn, or for more of their kind.
     Flush,
     /// The longest waiting watch is answered, even with nothing.
     WatchHold,
@@ -147,7 +147,7 @@ impl Core {
             Event::Received { from, role, frame } => {
                 self.on_received(from, role, frame, now, actions);
                 if self.backlog.is_full_entry(self.config.limits.entry_bytes_max) {
-                    self.flush(wall, actions);
+                    self.flush(now, wall, actions);
                 }
             }
             Event::Persisted { ticket } => {
@@ -160,8 +160,9 @@ impl Core {
             Event::Tick => self.on_tick(now, wall, actions),
         }
         self.advance(now, actions);
-        if self.is_flush_due() {
-            self.timers.set_earlier(Timer::Flush, now);
+        match self.flush_deadline(now) {
+            Some(deadline) => self.timers.set(Timer::Flush, deadline),
+            None => self.timers.stop(Timer::Flush),
         }
         match self.watchers.next_deadline() {
             Some(deadline) => self.timers.set(Timer::WatchHold, deadline),
@@ -211,7 +212,7 @@ impl Core {
                 Timer::WatchHold => self.answer_due_watches(now, actions),
             }
         }
-        self.flush(wall, actions);
+        self.flush(now, wall, actions);
     }
 
     /// Moves what raft has ready: to the disk what must be durable, into the state what is committed.

@@ -24,6 +24,8 @@ pub const W2_PEER: PeerId = PeerId(4);
 pub fn a_master() -> Builder {
     let mut config = CoreConfig::new(MASTER, boot(1), RECEIPT_KEY);
     config.name = "m1".into();
+    // Each result is its own story, except where a test says otherwise.
+    config.timings.results_interval_ms = Duration::ZERO;
     Builder { config, disk: Recovered::default(), waits_for_disk: false }
 }
 
@@ -41,6 +43,11 @@ impl Builder {
 
     pub fn snapshot_entries(mut self, entries: u64) -> Self {
         self.config.timings.snapshot_entries = entries;
+        self
+    }
+
+    pub fn results_interval(mut self, interval: Duration) -> Self {
+        self.config.timings.results_interval_ms = interval;
         self
     }
 
