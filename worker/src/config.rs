@@ -13,6 +13,7 @@
 //! # kill_grace_ms = 2000                   # from SIGTERM to SIGKILL
 //! # stage_timeout_ms = 600000              # how long the inputs of a job are tried to be had
 //! # output_size_max = 68719476736          # bytes that one chunk may keep, unless its job says
+//! # cache_size_max = 68719476736           # bytes of input files that a start finds and keeps; above, it begins anew
 //!
 //! [[masters]]                              # every master; none = a worker by itself
 //! endpoint = "tcp://10.0.0.1:7001"
@@ -60,6 +61,8 @@ pub struct Config {
     pub stage_timeout: Duration,
     #[serde(default = "output_size_max")]
     pub output_size_max: u64,
+    #[serde(default = "cache_size_max")]
+    pub cache_size_max: u64,
     #[serde(default)]
     pub masters: Vec<Server>,
     #[serde(default)]
@@ -77,6 +80,10 @@ fn stage_timeout() -> Duration {
 }
 
 fn output_size_max() -> u64 {
+    64 << 30
+}
+
+fn cache_size_max() -> u64 {
     64 << 30
 }
 

@@ -74,7 +74,7 @@ pub enum ShellError {
 pub fn run(config: &Config) -> Result<(), ShellError> {
     let identity = NodeIdentity::open(&config.dir, config.node)?;
     let in_directory = |source| ShellError::Directory { dir: config.dir.display().to_string(), source };
-    let directory = Directory::open(&config.dir).map_err(in_directory)?;
+    let directory = Directory::open(&config.dir, config.cache_size_max).map_err(in_directory)?;
     let store = Arc::new(Store::open(&directory.cache(), identity.node)?);
     let certificate = Certificate::load(&config.certificate)?;
     let binds = config.bind.iter().map(|address| Bind { address: address.clone(), class: PeerClass::Control });

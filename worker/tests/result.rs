@@ -80,7 +80,7 @@ fn results_that_end_while_others_are_unconfirmed_go_together() {
         "master: batch 2 j1 attempt 1: 3+1 signal with 0 files",
         "master: batch 3 j1 attempt 1: 1+2 none, 4+2 none with 0 files",
     ];
-    assert_eq!(worker.wait_quietly(5 * MS), batches);
+    assert_eq!(worker.wait_quietly(10 * MS), batches);
 }
 
 #[test]

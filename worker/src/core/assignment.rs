@@ -15,7 +15,7 @@ use super::queue::Queued;
 use super::slots::Stop;
 use super::{Action, Holding, KILLS_MAX, QUEUED_RANGES_MAX, Timer, Worker};
 
-/// Even one chunk each, everything that can be held here fits one frame.
+/// Even one chunk each, everything that is held here within the credit fits one frame.
 const _: () = assert!(
     (super::UNCONFIRMED_MAX + super::QUEUED_CHUNKS_MAX as usize) * size_of::<ChunkItem>() + size_of::<Inventory>()
         <= wire::limit::FRAME_SIZE_MAX
@@ -107,6 +107,9 @@ impl Worker {
         if self.queue.range_count() >= QUEUED_RANGES_MAX {
             return Err((ErrorCode::Busy, format!("{QUEUED_RANGES_MAX} ranges wait here")));
         }
+        if self.jobs.at(id).is_some_and(|job| job.seed_peer.is_some()) {
+            return Err((ErrorCode::Busy, format!("job {id} is here in the seed's words, and not done")));
+        }
         if self.jobs.at(id).is_none() {
             if request.flags.get() & wire::REQUEST_KNOWN != 0 {
                 return Err((ErrorCode::UnknownJob, format!("job {id} has not been told here")));
@@ -177,6 +180,9 @@ impl Worker {
             let range = super::queue::overlap(holding.range, range).filter(|_| holding.job == job)?;
             Some(Holding { range, ..holding })
         }));
+        if !fits_frame::<RetractAnswer>(&items) {
+            return;
+        }
         let answer = RetractAnswer {
             job_uuid: retract.job_uuid,
             first: retract.first,
@@ -254,6 +260,9 @@ impl Worker {
             return;
         }
         let items = items(self.holdings());
+        if !fits_frame::<Inventory>(&items) {
+            return;
+        }
         let inventory = Inventory {
             boot: U64::new(self.settings.boot.0),
             epoch: U64::new(self.assignment.epoch),
@@ -345,6 +354,12 @@ impl Worker {
         self.timers.stop(Timer::TimeLimit(slot));
         self.timers.stop(Timer::Grace(slot));
     }
+}
+
+/// Whether the items fit behind a fixed part. They do, unless a load balancer went far beyond its credit; it then hears
+/// nothing, and so gives nothing away.
+fn fits_frame<T>(items: &[ChunkItem]) -> bool {
+    size_of_val(items) + size_of::<T>() <= wire::limit::FRAME_SIZE_MAX
 }
 
 /// Holdings as they travel; those that continue the one before become one with it.

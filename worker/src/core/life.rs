@@ -10,7 +10,7 @@ use super::job::{Order, Stage};
 use super::queue::Queued;
 use super::result::Outcome;
 use super::slots::{Run, SlotIndex, Stop};
-use super::{Action, RunEnd, Take, Timer, Usage, Worker};
+use super::{Action, RunEnd, Take, Timer, UNCONFIRMED_MAX, Usage, Worker};
 
 impl Worker {
     /// A request in the seed's words alone: chunk 0 of 1, answered to its giver, unknown to masters.
@@ -83,7 +83,8 @@ impl Worker {
 
     /// Starts what fits, in the order of the queue; jobs whose files are not here are passed over.
     pub(super) fn start_chunks(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        loop {
+        // Credit has long been 0 by then; this holds whoever gave more than was asked for.
+        while self.results.len() + self.running_count() < UNCONFIRMED_MAX {
             let staged = self.queue.entries().position(|entry| self.jobs.is_staged(entry.job));
             let Some(index) = staged else { return };
             let job = self.jobs.at(self.queue.at(index).job).expect("a job with chunks is known");

@@ -106,8 +106,8 @@ impl Settings {
             resend_interval_min: Duration::from_secs(1),
             resend_interval_max: Duration::from_secs(5),
             kill_grace: Duration::from_secs(2),
-            room_delay: Duration::from_millis(5),
-            result_delay: Duration::from_millis(5),
+            room_delay: Duration::from_millis(50),
+            result_delay: Duration::from_millis(10),
             leader_silence_max: Duration::from_secs(3),
             job_idle_max: Duration::from_secs(60),
         }
