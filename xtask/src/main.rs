@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode};
 
 const USAGE: &str = "usage: cargo xtask <command>
 
+  demo      count the words of a dictionary on a real cluster, beside the plain pipeline
   test      everything CI runs: setup, tidy, clippy, build, all tests
   tidy      hold the layout: crate edges, package homes, pure cores, names, documents, format
   setup     install what the build and the tests need (Debian packages, cargo-nextest), if missing
