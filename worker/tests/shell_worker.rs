@@ -285,3 +285,30 @@ fn a_worker_that_is_started_again_is_a_new_boot_with_a_clean_desk() {
     let (result, streams) = site.shell("echo again", JobSpec::default());
     assert_eq!((result.cause, streams.stdout()), (Cause::None, "again\n"));
 }
+
+#[test]
+fn a_stored_program_runs_and_may_run_elsewhere() {
+    let mut site = Site::new();
+    let _running = site.start_in_cluster();
+    let text = b"#!/bin/sh\necho \"$PWD $1\"; echo kept >kept-$ZG_CHUNK.txt\n";
+    let (file, hash) = site.store(text);
+    let tool =
+        Input { hash, file_length: text.len() as u64, piece: None, path: b"bin/tool".to_vec(), executable: false };
+    let elsewhere = site.path("elsewhere");
+    fs::create_dir(&elsewhere).expect("made");
+    let spec = JobSpec {
+        arguments: words(&["tool", "%{CHUNK}"]),
+        array: array("3"),
+        inputs: vec![tool],
+        program_input: Some(0),
+        cwd: elsewhere.as_os_str().as_encoded_bytes().to_vec(),
+        outputs: words(&["kept-%{CHUNK}.*"]),
+        ..JobSpec::default()
+    };
+    let job = site.run(b"", &[file], &spec);
+    let result = site.results[&(job, 0)];
+    let streams = site.streams(result.bundle);
+    assert_eq!((result.cause, streams.stdout()), (Cause::None, &*format!("{} 3\n", elsewhere.display())));
+    assert_eq!(streams.outputs["kept-3.txt"], b"kept\n");
+    assert!(elsewhere.join("kept-3.txt").exists(), "a file in a directory of the user's stays there");
+}
