@@ -51,15 +51,10 @@ impl Checker {
         if to == LOAD_BALANCER {
             self.reruns.on_arrival_at_load_balancer(machines, from, &message);
         }
-        Before::of(&machines[to.0], &message)
-    }
-
-    pub fn after_arrival(&mut self, machines: &[Machine], to: Host, frame: &[u8]) {
-        if machines[to.0].role == Role::Worker
-            && let Ok(Message::WorkerRequest(request, _)) = Message::decode(frame)
-        {
-            self.reruns.on_request_taken(&machines[to.0], &request);
+        if let Message::WorkerRequest(request, _) = &message {
+            self.reruns.on_request_arriving(&machines[to.0], request);
         }
+        Before::of(&machines[to.0], &message)
     }
 
     /// A message leaves.
@@ -82,7 +77,7 @@ impl Checker {
                     self.reruns.on_effect(effect, machines);
                 }
             }
-            Some(Process::LoadBalancer(shell)) => self.reruns.on_load_balancer(shell, &machines[host.0], now),
+            Some(Process::LoadBalancer(shell)) => self.reruns.on_load_balancer(shell, machines, &self.history, now),
             Some(Process::Worker(shell)) => {
                 self.command.on_worker(shell, &machines[host.0]);
                 while self.runs_seen < journal.runs.len() {

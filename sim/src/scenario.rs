@@ -25,8 +25,17 @@ pub struct Cluster {
 impl Cluster {
     /// A cluster whose workers, of two slots each, are known to its primary.
     pub fn with_workers(workers: usize) -> Self {
+        Self::with(Settings { workers, ..Settings::default() })
+    }
+
+    /// As `with_workers`, with a master that keeps no past events for watchers who are behind.
+    pub fn with_forgetful_master(workers: usize) -> Self {
+        Self::with(Settings { workers, event_bytes_max: Some(0), ..Settings::default() })
+    }
+
+    fn with(settings: Settings) -> Self {
         let is_traced = std::env::var_os("SIM_TRACE").is_some();
-        let settings = Settings { workers, clients: 1, is_traced, told_per_mille: 0, ..Settings::default() };
+        let settings = Settings { clients: 1, is_traced, told_per_mille: 0, ..settings };
         let mut world = World::new(settings);
         world.sent = Some(Vec::new());
         let mut cluster = Self { world };

@@ -35,6 +35,8 @@ pub struct Identity {
     pub load_balancers: Vec<Host>,
     /// Of a worker.
     pub slots: u32,
+    /// Of a master: past events that it keeps for watchers; `None` = as chance has it.
+    pub event_bytes_max: Option<usize>,
     /// By host.
     pub roles: Vec<Role>,
     pub key: ClientKey,

@@ -22,6 +22,9 @@ use crate::trace::Trace;
 /// Wall time at the world's beginning.
 const EPOCH_WALL_US: u64 = 1_800_000_000_000_000;
 
+/// More events at one moment are a core that wants to be called again and again and does nothing.
+const STEPS_AT_ONCE_MAX: u64 = 100_000;
+
 /// What a world is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -38,6 +41,8 @@ pub struct Settings {
     pub invariants_every: u64,
     /// How often a caller is told that its connection to a server that has started again stands.
     pub told_per_mille: u64,
+    /// Bytes of past events that the master keeps for watchers; `None` = as chance has it.
+    pub event_bytes_max: Option<usize>,
 }
 
 impl Default for Settings {
@@ -51,6 +56,7 @@ impl Default for Settings {
             is_traced: false,
             invariants_every: 1,
             told_per_mille: 500,
+            event_bytes_max: None,
         }
     }
 }
@@ -151,6 +157,8 @@ pub struct World {
     pub now: Instant,
     /// Events so far.
     pub steps: u64,
+    /// Those of this moment.
+    steps_now: u64,
     pub settings: Settings,
     pub machines: Vec<Machine>,
     pub network: Network,
@@ -164,6 +172,8 @@ pub struct World {
     /// Every message that was sent, for scenarios to look at; kept only when somebody wants it.
     pub sent: Option<Vec<Sent>>,
     filters: Vec<Filter>,
+    /// The machine whose mailbox is emptied in one turn.
+    draining: Option<Host>,
 }
 
 /// Takes messages off the network.
@@ -204,6 +214,7 @@ impl World {
         let mut world = Self {
             now: Instant(0),
             steps: 0,
+            steps_now: 0,
             settings,
             machines: Vec::new(),
             network: Network::default(),
@@ -216,6 +227,7 @@ impl World {
             chance: Chance::new(settings.seed),
             sent: None,
             filters: Vec::new(),
+            draining: None,
         };
         world.add(Role::Master, "m1".into(), Disk::Master(MasterDisk::default()));
         world.add(Role::LoadBalancer, "lb1".into(), Disk::None);
@@ -307,7 +319,10 @@ impl World {
         let planned = self.agenda.keys().next().map(|(at, _)| *at);
         let next = [planned, arrival, deadline.map(|(at, _)| at)].into_iter().flatten().min();
         // A deadline that passed while its machine was paused is due at once.
-        self.now = self.now.max(next.expect("a cluster always waits for something"));
+        let next = self.now.max(next.expect("a cluster always waits for something"));
+        self.steps_now = if next == self.now { self.steps_now + 1 } else { 0 };
+        assert!(self.steps_now < STEPS_AT_ONCE_MAX, "time stands still: {deadline:?} is due for ever");
+        self.now = next;
         if planned.is_some_and(|at| at <= self.now) {
             let (_, due) = self.agenda.pop_first().expect("it is the next event");
             self.happen(due);
@@ -377,7 +392,6 @@ impl World {
             process.receive(sender, &frames, outside);
             before.check(process);
         });
-        self.checker.after_arrival(&self.machines, to, &frames[0]);
     }
 
     /// One turn of a process: what happens, then a tick, then everything that it wants done.
@@ -402,7 +416,9 @@ impl World {
             is_struck: false,
         };
         let result = what(process, &mut outside);
-        process.tick(&mut outside);
+        if self.draining != Some(host) {
+            process.tick(&mut outside);
+        }
         machine.deadline = process.next_deadline();
         if self.steps.is_multiple_of(self.settings.invariants_every) {
             process.check_invariants();
@@ -528,9 +544,14 @@ impl World {
         if !std::mem::take(&mut machine.is_paused) {
             return;
         }
-        // What came meanwhile is taken up before the clock is looked at.
+        // What came meanwhile is taken up before the clock is looked at, as a shell's turn does.
+        self.draining = Some(host);
         for due in std::mem::take(&mut machine.waiting) {
             self.happen(due);
+        }
+        self.draining = None;
+        if self.machines[host.0].is_up() {
+            self.turn(host, "resumed", |_, _| {});
         }
     }
 
@@ -551,6 +572,7 @@ impl World {
             masters: vec![MASTER],
             load_balancers: vec![LOAD_BALANCER],
             slots: self.settings.slots,
+            event_bytes_max: self.settings.event_bytes_max,
             roles,
             key: ClientKey([host.0 as u8 + 1; 32]),
         };

@@ -50,6 +50,10 @@ fn late_report_of_old_boot_is_dropped() {
     cluster.until("it runs elsewhere", |cluster| cluster.runs(job, 0).len() == 2);
     cluster.restart(first);
     cluster.until_ready();
+    // The new boot has its first number, so that the old boot's fits in.
+    let other = cluster.submit(Plan::new(1, Behaviour::default()));
+    cluster.until("the other job has ended", |cluster| !cluster.is_live(other));
+    assert_eq!(cluster.history(other, 0)[0].0, first);
     cluster.world.network.deliver(inventory, cluster.world.now);
     cluster.run(SECOND / 10);
     assert_ne!(cluster.runs(job, 0)[1].host, first);

@@ -45,6 +45,8 @@ fn delayed_assignment_is_not_given_twice() {
     assert!(cluster.inventories(holder)[before..].iter().all(|inventory| inventory.num_items.get() == 0));
     assert!(cluster.counts_as_held(holder, job, 0));
     assert!(!cluster.was_asked(idle, job, 0), "the chunk was given away while its request was under way");
+    let requests = cluster.requests(holder, job);
+    assert!(requests.len() > 1 && requests.iter().all(|request| request.sequence == requests[0].sequence));
     assert_eq!(cluster.runs(job, 0).len(), 0);
     filters.into_iter().for_each(|filter| cluster.release(filter));
     cluster.settle();

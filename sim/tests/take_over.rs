@@ -155,3 +155,29 @@ fn stale_item_is_asked_again() {
     cluster.settle();
     assert_eq!(cluster.history(job, 0), [(w1, 1), (w1, 2)]);
 }
+
+#[test]
+fn failure_in_a_gap_of_the_log_is_asked_again() {
+    let mut cluster = Cluster::with_forgetful_master(1);
+    let w1 = cluster.world.worker(1);
+    let behaviour = Behaviour { fail_attempt_max: 1, ..Behaviour::lasting(SECOND) };
+    let mut plan = Plan::new(1, behaviour);
+    plan.spec.retries = 1;
+    let job = cluster.submit(plan);
+    cluster.until("the first attempt runs", |cluster| cluster.runs(job, 0).len() == 1);
+    let batches = cluster.lose(MASTER, LOAD_BALANCER, Kind::WatchBatch);
+    let confirmations = cluster.lose(MASTER, w1, Kind::ResultConfirmed);
+    cluster.until("it has failed", |cluster| cluster.attempt(job, 0) == 2);
+    // The load balancer is behind, gets a snapshot, and so misses who was freed.
+    cluster.submit(Plan::new(1, Behaviour::default()));
+    cluster.release(batches);
+    let listed = cluster.inventories(w1).len();
+    cluster.until("the worker tells that it keeps the failure", |cluster| {
+        cluster.inventories(w1)[listed..].iter().any(|inventory| inventory.num_items.get() == 1)
+    });
+    cluster.run(SECOND / 2);
+    cluster.release(confirmations);
+    cluster.until("the second attempt runs", |cluster| cluster.runs(job, 0).len() == 2);
+    cluster.settle();
+    assert_eq!(cluster.history(job, 0), [(w1, 1), (w1, 2)]);
+}

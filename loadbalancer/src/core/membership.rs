@@ -11,7 +11,7 @@ use wire::{
 };
 
 use super::log_view::EpochGrant;
-use super::worker_view::{Claim, Held, WorkerView};
+use super::worker_view::{Held, WorkerView};
 use super::{Action, LoadBalancer, Note, SWEEP_INTERVAL, Timer};
 
 /// Items of one `lost`; what is beyond is in the next.
@@ -145,9 +145,9 @@ impl LoadBalancer {
         let (Some(epoch), Some(worker)) = (self.epoch(), self.workers.get(&node)) else { return };
         let is_stale = worker.held.jobs().any(|(job, map)| {
             let view = self.log.jobs.get(&job).filter(|view| !view.attempts.is_empty());
-            let mut reported = map.iter().filter(|(_, holding)| holding.claim == Claim::Reported);
+            // What we assigned ourselves too: the entry that freed it may lie in a gap of our view.
             view.is_some_and(|view| {
-                reported.any(|(range, holding)| {
+                map.iter().any(|(range, holding)| {
                     view.pending_by_attempt(range).iter().any(|(_, attempt)| *attempt > holding.attempt)
                 })
             })

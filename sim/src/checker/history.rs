@@ -203,8 +203,8 @@ impl History {
 
     pub fn check_end(&self, shell: &MasterShell, machines: &[Machine], journal: &Journal) {
         assert!(shell.core.state() == &self.state, "the master's state is not what its log says");
-        let live: Vec<_> = self.state.jobs_live.iter().map(|job| (self.state.jobs[job].number, job)).collect();
-        assert!(live.is_empty(), "jobs have not ended in the calm: {live:?}");
+        let live: Vec<String> = self.state.jobs_live.iter().map(|job| self.stuck(*job, machines)).collect();
+        assert!(live.is_empty(), "jobs have not ended in the calm: {}", live.join("; "));
         for (job, ended) in &self.ended {
             let sets: BTreeMap<_, _> = self.state.jobs[job].ended_sets().collect();
             let told: BTreeMap<_, _> = ended.iter().map(|(state, set)| (*state, set)).collect();
@@ -216,6 +216,27 @@ impl History {
         let Some(Process::Storage(storage)) = machines[STORAGE.0].process.as_ref() else { panic!("storage runs") };
         let missing: Vec<&FileId> = self.state.files.keys().filter(|file| !storage.disk.has(**file)).collect();
         assert!(missing.is_empty(), "files that the masters know are not on storage: {missing:?}");
+    }
+}
+
+impl History {
+    /// What is known of a job that does not end.
+    fn stuck(&self, id: JobId, machines: &[Machine]) -> String {
+        let job = &self.state.jobs[&id];
+        let mut text = format!("job {} ({id}) has {:?} open", job.number, job.open);
+        let balancer = machines.iter().find_map(|machine| match machine.process.as_ref() {
+            Some(Process::LoadBalancer(shell)) => Some(shell),
+            Some(_) | None => None,
+        });
+        for machine in machines {
+            if let (Some(balancer), Some(Process::Worker(worker))) = (balancer, machine.process.as_ref()) {
+                let believed = balancer.core.held_by(machine.node, id);
+                let held: Vec<u32> =
+                    job.open.iter().filter(|chunk| worker.core.holding_of(id, *chunk).is_some()).collect();
+                text += &format!(", {} holds {held:?} and is believed to hold {believed:?}", machine.name);
+            }
+        }
+        text
     }
 }
 

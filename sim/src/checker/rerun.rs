@@ -24,8 +24,12 @@ pub struct Reruns {
     tainted: BTreeSet<(JobId, u32)>,
     /// Chunks given away while this worker was silent: if it gets one of them after all, that is excused.
     given_away: BTreeMap<Host, BTreeSet<(JobId, u32)>>,
-    /// The epoch of the last inventory of this boot that reached the primary's boot.
-    heard: BTreeMap<(Host, u32), u64>,
+    /// The epoch of the last inventory of this boot that reached the primary's boot, and the index that it waits for.
+    heard: BTreeMap<(Host, u32), (u64, u64)>,
+    /// How far the primary's view of the log is.
+    view: u64,
+    /// The epoch whose silent workers have been given up.
+    given_up_in: u64,
     /// The epoch of the primary, and since when it knows it.
     reign: Option<(u64, Instant)>,
     /// The highest number that the primary gave in its epoch to each boot of a worker.
@@ -35,11 +39,40 @@ pub struct Reruns {
 }
 
 impl Reruns {
-    pub fn on_load_balancer(&mut self, shell: &LoadBalancerShell, _machine: &Machine, now: Instant) {
+    /// The load balancer has had a turn. Once the grace period of its reign is over, it gives up on silent workers.
+    pub fn on_load_balancer(
+        &mut self,
+        shell: &LoadBalancerShell,
+        machines: &[Machine],
+        history: &History,
+        now: Instant,
+    ) {
+        self.view = shell.core.index();
         let epoch = shell.core.epoch();
         if epoch != self.reign.map(|(epoch, _)| epoch) {
             self.reign = epoch.map(|epoch| (epoch, now));
         }
+        let Some((epoch, since)) = self.reign else { return };
+        if now.since(since) < GRACE || self.given_up_in == epoch {
+            return;
+        }
+        self.given_up_in = epoch;
+        for machine in machines {
+            if self.has_told(machine, epoch) {
+                continue;
+            }
+            let Some(Process::Worker(shell)) = machine.process.as_ref() else { continue };
+            for job in history.state.jobs_live.iter().map(|job| &history.state.jobs[job]) {
+                let held = job.open.iter().filter(|chunk| holds(shell, job.job, *chunk).is_some());
+                self.tainted.extend(held.map(|chunk| (job.job, chunk)));
+            }
+        }
+    }
+
+    /// True when the primary has acted on an inventory of the worker.
+    fn has_told(&self, machine: &Machine, epoch: u64) -> bool {
+        let told = self.heard.get(&(machine.host, machine.boots));
+        told.is_some_and(|(of_epoch, index)| *of_epoch == epoch && *index <= self.view)
     }
 
     pub fn on_arrival_at_load_balancer(&mut self, machines: &[Machine], from: Host, message: &Message<'_>) {
@@ -47,8 +80,14 @@ impl Reruns {
         let machine = &machines[from.0];
         if self.reign.is_some_and(|(epoch, _)| epoch == inventory.epoch.get()) && machine.boot.0 == inventory.boot.get()
         {
-            self.heard.insert((from, machine.boots), inventory.epoch.get());
-            self.given_away.remove(&from);
+            let epoch = inventory.epoch.get();
+            // An earlier one that was acted on is as good.
+            if !self.has_told(machine, epoch) {
+                self.heard.insert((from, machine.boots), (epoch, inventory.confirmed_index.get()));
+            }
+            if self.has_told(machine, epoch) {
+                self.given_away.remove(&from);
+            }
         }
     }
 
@@ -67,7 +106,7 @@ impl Reruns {
         let (job, range) = (request.job_uuid.job(), ChunkRange::new(request.first.get(), request.count.get()));
         for machine in machines.iter().filter(|machine| machine.host != to) {
             let Some(Process::Worker(shell)) = machine.process.as_ref() else { continue };
-            if self.heard.get(&(machine.host, machine.boots)) == Some(&epoch) {
+            if self.has_told(machine, epoch) {
                 continue;
             }
             for chunk in range.chunks() {
@@ -80,13 +119,16 @@ impl Reruns {
         }
     }
 
-    /// A worker has taken a request.
-    pub fn on_request_taken(&mut self, machine: &Machine, request: &WorkerRequest) {
+    /// A request comes to a worker that will obey it.
+    pub fn on_request_arriving(&mut self, machine: &Machine, request: &WorkerRequest) {
         let Some(Process::Worker(shell)) = machine.process.as_ref() else { return };
         let Some(given_away) = self.given_away.get(&machine.host) else { return };
+        if request.epoch.get() < shell.core.epoch() || request.worker_boot.get() != machine.boot.0 {
+            return;
+        }
         let (job, range) = (request.job_uuid.job(), ChunkRange::new(request.first.get(), request.count.get()));
         let taken = range.chunks().map(|chunk| (job, chunk)).filter(|place| given_away.contains(place));
-        self.tainted.extend(taken.filter(|(job, chunk)| holds(shell, *job, *chunk).is_some()));
+        self.tainted.extend(taken);
     }
 
     pub fn on_effect(&mut self, effect: Effect, _machines: &[Machine]) {

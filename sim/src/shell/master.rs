@@ -28,7 +28,7 @@ impl MasterShell {
         // Small, so that a short life sees snapshots, cut logs and watchers that are too far behind.
         let snapshot_entries = outside.chance.between(20, 400);
         let limits = Limits {
-            event_bytes_max: outside.chance.between(1_000, 200_000) as usize,
+            event_bytes_max: identity.event_bytes_max.unwrap_or(outside.chance.between(1_000, 200_000) as usize),
             log_entries_kept: outside.chance.between(0, 20),
             ..Limits::default()
         };
