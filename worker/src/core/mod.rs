@@ -80,7 +80,7 @@ pub struct Settings {
     pub kill_grace: Duration,
     /// How long freed room waits for more before load balancers are told.
     pub room_delay: Duration,
-    /// How long a result waits for others while earlier ones are unconfirmed.
+    /// Between batches of results, while more are to be expected.
     pub result_delay: Duration,
     /// How long a leader may be silent before all masters are asked.
     pub leader_silence_max: Duration,
@@ -107,7 +107,7 @@ impl Settings {
             resend_interval_max: Duration::from_secs(5),
             kill_grace: Duration::from_secs(2),
             room_delay: Duration::from_millis(50),
-            result_delay: Duration::from_millis(10),
+            result_delay: Duration::from_millis(20),
             leader_silence_max: Duration::from_secs(3),
             job_idle_max: Duration::from_secs(60),
         }

@@ -98,6 +98,7 @@ pub(super) struct Results {
     uploading: BTreeMap<u64, (JobId, u32)>,
     batches: BTreeMap<u64, Batch>,
     last_batch: u64,
+    reported_at: Option<Instant>,
     /// Stored files, each with how many results point into it.
     files: BTreeMap<FileId, (StoredFile, u32)>,
 }
@@ -359,16 +360,21 @@ impl Worker {
         if self.results.ready_count == 0 || self.registration.leader().is_none() {
             return;
         }
-        if self.results.batches.is_empty() || self.results.ready_count >= READY_COUNT_MIN {
+        // Company comes only while something runs or waits here, and only short chunks come in numbers: so the first
+        // result after a pause, and the last one, are told at once.
+        let is_last = self.running_count() == 0 && self.queued_count() == 0;
+        let due = self.results.reported_at.map_or(now, |at| at + self.settings.result_delay);
+        if is_last || due <= now || self.results.ready_count >= READY_COUNT_MIN {
             self.report_results(now, actions);
         } else {
-            self.timers.set_earlier(Timer::Results, now + self.settings.result_delay);
+            self.timers.set_earlier(Timer::Results, due);
         }
     }
 
     /// Reports all that is ready, in as few batches as can be.
     pub(super) fn report_results(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.timers.stop(Timer::Results);
+        self.results.reported_at = Some(now);
         let Some(leader) = self.registration.leader() else { return };
         while self.results.batches.len() < BATCHES_MAX
             && let Some((&alike, chunks)) = self.results.ready.iter_mut().next()

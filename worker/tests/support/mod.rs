@@ -50,6 +50,11 @@ impl Builder {
         self
     }
 
+    pub fn with_result_delay(mut self, result_delay: Duration) -> Self {
+        self.settings.result_delay = result_delay;
+        self
+    }
+
     pub fn without_masters(mut self) -> Self {
         self.settings.masters.clear();
         self.welcome_index = None;
