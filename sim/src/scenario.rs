@@ -28,9 +28,9 @@ impl Cluster {
         Self::with(Settings { workers, ..Settings::default() })
     }
 
-    /// As `with_workers`, with a master that keeps no past events for watchers who are behind.
+    /// As `with_workers`, with a master that keeps few past events for watchers who are behind.
     pub fn with_forgetful_master(workers: usize) -> Self {
-        Self::with(Settings { workers, event_bytes_max: Some(0), ..Settings::default() })
+        Self::with(Settings { workers, event_bytes_max: Some(150), ..Settings::default() })
     }
 
     fn with(settings: Settings) -> Self {

@@ -105,7 +105,7 @@ pub fn calm_down(world: &mut World) {
     }
 }
 
-/// True when every job has ended, every request is answered, and no worker holds anything.
+/// True when the master leads, every job has ended, every request is answered, and no worker holds anything.
 pub fn is_settled(world: &World) -> bool {
     let is_quiet = |process: &Process| match process {
         Process::Client(client) => client.is_settled(),
@@ -113,7 +113,8 @@ pub fn is_settled(world: &World) -> bool {
             let core = &shell.core;
             core.queued_count() == 0 && core.running_count() == 0 && core.unconfirmed_count() == 0
         }
-        Process::Master(_) | Process::LoadBalancer(_) | Process::Storage(_) => true,
+        Process::Master(shell) => shell.core.is_ready(),
+        Process::LoadBalancer(_) | Process::Storage(_) => true,
     };
     world.checker.history.state.jobs_live.is_empty()
         && world.machines.iter().all(|machine| machine.process.as_ref().is_some_and(is_quiet))

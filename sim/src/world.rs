@@ -484,6 +484,11 @@ impl World {
         }
     }
 
+    /// Ends a filter; what it holds never arrives.
+    pub fn forget(&mut self, filter: FilterId) {
+        self.filters[filter.0].is_on = false;
+    }
+
     /// What it ran took the machine down; it comes back by itself.
     fn strike(&mut self, host: Host) {
         self.change(Change::Crash { host });

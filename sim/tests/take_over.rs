@@ -4,7 +4,7 @@ use sim::client::Plan;
 use sim::process::Behaviour;
 use sim::scenario::Cluster;
 use sim::world::{LOAD_BALANCER, MASTER};
-use wire::{ChunkState, Duration, Kind, Message, StatusState};
+use wire::{ChunkState, Duration, ErrorCode, Kind, Message, StatusState};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -166,7 +166,7 @@ fn failure_in_a_gap_of_the_log_is_asked_again() {
     let job = cluster.submit(plan);
     cluster.until("the first attempt runs", |cluster| cluster.runs(job, 0).len() == 1);
     let batches = cluster.lose(MASTER, LOAD_BALANCER, Kind::WatchBatch);
-    let confirmations = cluster.lose(MASTER, w1, Kind::ResultConfirmed);
+    let confirmations = cluster.hold(MASTER, w1, Kind::ResultConfirmed);
     cluster.until("it has failed", |cluster| cluster.attempt(job, 0) == 2);
     // The load balancer is behind, gets a snapshot, and so misses who was freed.
     cluster.submit(Plan::new(1, Behaviour::default()));
@@ -175,9 +175,56 @@ fn failure_in_a_gap_of_the_log_is_asked_again() {
     cluster.until("the worker tells that it keeps the failure", |cluster| {
         cluster.inventories(w1)[listed..].iter().any(|inventory| inventory.num_items.get() == 1)
     });
-    cluster.run(SECOND / 2);
+    // It comes before the worker says the failure again, so that no other entry frees the chunk.
+    cluster.run(SECOND / 4);
     cluster.release(confirmations);
     cluster.until("the second attempt runs", |cluster| cluster.runs(job, 0).len() == 2);
     cluster.settle();
     assert_eq!(cluster.history(job, 0), [(w1, 1), (w1, 2)]);
+}
+
+#[test]
+fn snapshot_does_not_end_the_grace_period() {
+    let mut cluster = Cluster::with_forgetful_master(2);
+    let job = cluster.submit(Plan::new(1, Behaviour::lasting(20 * SECOND)));
+    cluster.until("it runs", |cluster| cluster.runs(job, 0).len() == 1);
+    let holder = cluster.runs(job, 0)[0].host;
+    cluster.isolate(holder);
+    cluster.crash(LOAD_BALANCER);
+    cluster.restart(LOAD_BALANCER);
+    cluster.until("there is a primary again", |cluster| cluster.epoch() == Some(2));
+    // It falls behind and gets a snapshot, which lists the silent worker once more.
+    let batches = cluster.lose(MASTER, LOAD_BALANCER, Kind::WatchBatch);
+    cluster.submit(Plan::new(1, Behaviour::default()));
+    cluster.submit(Plan::new(1, Behaviour::default()));
+    cluster.release(batches);
+    cluster.run(4 * SECOND);
+    assert_eq!(cluster.history(job, 0), [(holder, 1)], "a silent worker's chunk was given away too early");
+    cluster.until("it is given away at last", |cluster| cluster.runs(job, 0).len() == 2);
+    cluster.settle();
+}
+
+#[test]
+fn request_of_an_old_epoch_is_refused() {
+    let mut cluster = Cluster::with_workers(1);
+    let w1 = cluster.world.worker(1);
+    let old = cluster.hold(LOAD_BALANCER, w1, Kind::WorkerRequest);
+    let job = cluster.submit(Plan::new(1, Behaviour::default()));
+    cluster.until("it is asked for", |cluster| cluster.was_asked(w1, job, 0));
+    cluster.crash(LOAD_BALANCER);
+    let first = cluster.world.held(old)[0].clone();
+    cluster.restart(LOAD_BALANCER);
+    cluster.until_ready();
+    // Its number is the next in the new epoch too.
+    cluster.world.network.deliver(first, cluster.world.now);
+    cluster.run(SECOND / 100);
+    assert_eq!(cluster.runs(job, 0).len(), 0, "a request of an epoch that is over was obeyed");
+    let refused = cluster.sent(w1, LOAD_BALANCER, Kind::Error).into_iter().any(|sent| {
+        matches!(Message::decode(&sent.frame), Ok(Message::Error(e, _)) if e.code.get() == ErrorCode::StaleEpoch as u16)
+    });
+    assert!(refused);
+    cluster.world.forget(old);
+    cluster.settle();
+    assert_eq!(cluster.history(job, 0), [(w1, 1)]);
+    assert!(cluster.requests(w1, job).iter().any(|request| request.epoch.get() == 2));
 }

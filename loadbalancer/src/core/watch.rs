@@ -216,10 +216,12 @@ impl LoadBalancer {
         worker.cpus_milli = record.cpus_milli;
         worker.memory = record.memory;
         worker.is_draining = record.state == NodeState::Draining;
+        // A snapshot lists all boots again; only one that our view did not have was registered since.
+        let is_new = record.boot > std::mem::replace(&mut worker.registered, record.boot);
         // A primary gives a boot something only once its view of the log has the boot's registration. This one stands
         // in the log after our epoch; who had read so far knew that he was primary no more. So no epoch before ours
         // has given it anything.
-        if is_reigning && is_after_grant {
+        if is_reigning && is_after_grant && is_new {
             worker.may_hold = false;
         }
     }

@@ -150,6 +150,8 @@ pub struct WorkerView {
     /// Its connection; `None` = none, or gone.
     pub peer: Option<PeerId>,
     pub boot: BootNonce,
+    /// The newest boot whose registration our view of the log has.
+    pub registered: BootNonce,
     pub cpus_milli: u32,
     /// Bytes.
     pub memory: u64,
@@ -199,6 +201,7 @@ impl WorkerView {
         Self {
             peer: None,
             boot: BootNonce::NONE,
+            registered: BootNonce::NONE,
             cpus_milli: 0,
             memory: 0,
             is_draining: false,
