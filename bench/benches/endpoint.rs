@@ -1,15 +1,18 @@
 //! How much does our endpoint cost over raw libzmq with the same pattern, sizes and CURVE?
 //!
 //! Two threads over TCP loopback: one asks with a window of requests in flight, the other echoes. Window 1 is latency,
-//! window 64 throughput. The baseline is a DEALER and a ROUTER with CURVE and nothing else.
+//! window 64 throughput. The baseline is a DEALER and a ROUTER with CURVE and nothing else. First the table of ratios, each
+//! pair measured in turns; then criterion's own figures, side by side for each size.
 
 #![allow(clippy::disallowed_methods)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bench::Pair;
+use criterion::{BenchmarkId, Criterion, Throughput};
 use node::{Bind, Certificate, Endpoint, EndpointConfig, Frame, PeerClass};
 use wire::limit::{KIB, MIB};
 use wire::{BootNonce, FileRequest, FixedPart, NodeId, PeerId, Role};
@@ -158,19 +161,18 @@ impl Drop for OurPair {
     }
 }
 
-fn main() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let raw = RawPair::new();
-    let mut ours = OurPair::new(dir.path());
+const PATTERNS: [(&str, usize); 2] = [("latency, window 1", 1), ("throughput, window 64", 64)];
+
+fn table(raw: &RawPair, ours: &mut OurPair) {
     println!("| pattern | size | raw libzmq | our endpoint | speed, raw = 1 | spread |");
     println!("|---|---|---|---|---|---|");
-    for (pattern, window) in [("latency, window 1", 1), ("throughput, window 64", 64)] {
+    for (pattern, window) in PATTERNS {
         for size in SIZES {
             let window = window.min(64 * MIB / size);
             let message = a_message(size, ours.sender);
             let trips = trips(size, window);
             let pair = Pair::measure(|| raw.run(&message, trips, window), || ours.run(&message, trips, window));
-            let per_trip = |total: std::time::Duration| total.as_secs_f64() * 1e6 / trips as f64;
+            let per_trip = |total: Duration| total.as_secs_f64() * 1e6 / trips as f64;
             println!(
                 "| {pattern} | {size} | {:.1} us | {:.1} us | {:.2} | {:.2} |",
                 per_trip(pair.baseline),
@@ -180,4 +182,34 @@ fn main() {
             );
         }
     }
+}
+
+/// `iterations` round trips of `message`, timed as criterion wants it.
+fn timed(iterations: u64, run: impl FnOnce(usize)) -> Duration {
+    let start = Instant::now();
+    run(iterations as usize);
+    start.elapsed()
+}
+
+fn main() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let raw = RawPair::new();
+    let mut ours = OurPair::new(dir.path());
+    table(&raw, &mut ours);
+    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
+    for (pattern, window) in PATTERNS {
+        let mut group = criterion.benchmark_group(pattern);
+        for size in SIZES {
+            let message = a_message(size, ours.sender);
+            group.throughput(Throughput::Bytes(message.len() as u64));
+            group.bench_with_input(BenchmarkId::new("raw libzmq", size), &message, |b, message| {
+                b.iter_custom(|iterations| timed(iterations, |trips| raw.run(message, trips, window)))
+            });
+            group.bench_with_input(BenchmarkId::new("our endpoint", size), &message, |b, message| {
+                b.iter_custom(|iterations| timed(iterations, |trips| ours.run(message, trips, window)))
+            });
+        }
+        group.finish();
+    }
+    criterion.final_summary();
 }

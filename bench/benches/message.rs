@@ -55,7 +55,8 @@ fn parse(frame: &[u8]) {
 
 fn build_worker_request() -> Vec<u8> {
     let job = JobId([1; 16]);
-    WorkerRequest { job_uuid: job.into(), program_length: U64::new(0), ..WorkerRequest::DEFAULT }.frame(NodeId([2; 16]), &[0; 64])
+    WorkerRequest { job_uuid: job.into(), program_length: U64::new(0), ..WorkerRequest::DEFAULT }
+        .frame(NodeId([2; 16]), &[0; 64])
 }
 
 fn build_worker_status() -> Vec<u8> {
@@ -106,6 +107,8 @@ fn main() {
     criterion.bench_function("build/worker_status", |b| b.iter(build_worker_status));
     criterion.bench_function("build/file_request", |b| b.iter(build_file_request));
     let frame = a_frame(Kind::WorkerRequest);
-    criterion.bench_function("copy/worker_request", |b| b.iter_batched(|| (), |()| black_box(frame.clone()), BatchSize::SmallInput));
+    criterion.bench_function("copy/worker_request", |b| {
+        b.iter_batched(|| (), |()| black_box(frame.clone()), BatchSize::SmallInput)
+    });
     criterion.final_summary();
 }

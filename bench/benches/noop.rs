@@ -39,7 +39,8 @@ impl Cluster {
             .expect("zg dev starts");
         let mut line = String::new();
         BufReader::new(dev.stdout.take().expect("it is piped")).read_line(&mut line).expect("zg dev prints a line");
-        let dir = line.trim().strip_prefix("ready: ZG_CLUSTER=").unwrap_or_else(|| panic!("zg dev said: {line}")).to_owned();
+        let dir =
+            line.trim().strip_prefix("ready: ZG_CLUSTER=").unwrap_or_else(|| panic!("zg dev said: {line}")).to_owned();
         Self { dev, dir, zg }
     }
 
