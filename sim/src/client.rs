@@ -1,12 +1,14 @@
 //! A client of the simulated cluster: submits jobs, asks the same again until it is answered, and remembers every promise.
 
+mod watcher;
+
 use std::collections::BTreeMap;
 
 use wire::job::{Input, JobBody, JobSpec};
 use wire::record::{JobRecord, StoredFile};
 use wire::{
     ArraySpec, CancelJob, Duration, ErrorCode, FixedPart, Instant, JobId, Message, NodeId, PeerId, Query, Reader,
-    RecordFile, Subject, SubmitJob, U16, U32, U64, Writer,
+    RecordFile, Subject, SubmitJob, U16, U32, U64, WatchBatch, Writer,
 };
 
 use crate::chance::Chance;
@@ -15,9 +17,13 @@ use crate::process::Behaviour;
 use crate::shell::Outside;
 use crate::transfer::Upload;
 
+use watcher::Watcher;
+
 /// The first wait for an answer, and the longest.
 const ANSWER_WAIT_MIN: Duration = Duration::from_millis(500);
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How many of a thousand jobs are watched until they end.
+const WATCHED_PER_MILLE: u64 = 300;
 
 /// A job as a client describes it.
 #[derive(Clone, Debug)]
@@ -164,6 +170,7 @@ pub struct Client {
     /// In the order in which they came.
     pub acknowledgements: Vec<Acknowledgement>,
     uploads: Vec<Upload>,
+    watchers: BTreeMap<JobId, Watcher>,
     /// Files that masters know.
     pub files: Vec<StoredFile>,
     /// `None` = it only does what it is told.
@@ -184,6 +191,7 @@ impl Client {
             jobs: BTreeMap::new(),
             acknowledgements: Vec::new(),
             uploads: Vec::new(),
+            watchers: BTreeMap::new(),
             files: Vec::new(),
             habit,
             next_habit_at: Instant(500_000),
@@ -196,9 +204,9 @@ impl Client {
         self.habit = None;
     }
 
-    /// True when every request is answered and every file recorded.
+    /// True when every request is answered, every file recorded, and every watched job has ended.
     pub fn is_settled(&self) -> bool {
-        self.open.is_empty() && self.uploads.is_empty()
+        self.open.is_empty() && self.uploads.is_empty() && self.watchers.is_empty()
     }
 
     pub fn submit(&mut self, plan: Plan, outside: &mut Outside<'_>) -> JobId {
@@ -254,17 +262,19 @@ impl Client {
         }
         // Every kind that a client does not await belongs to another conversation.
         if let Message::JobAccepted(accepted, _) = message {
-            self.on_accepted(accepted.request.get(), accepted.number.get(), accepted.index.get(), outside.now);
+            self.on_accepted(accepted.request.get(), accepted.number.get(), accepted.index.get(), outside);
         } else if let Message::Committed(committed, _) = message {
             self.on_committed(committed.request.get(), committed.index.get(), outside.now);
         } else if let Message::Answer(answer, body) = message {
             self.on_answer(answer.request.get(), answer.index.get(), body, outside.now);
+        } else if let Message::WatchBatch(batch, body) = message {
+            self.on_watch_batch(&batch, body, outside);
         } else if let Message::Error(error, detail) = message {
             self.on_error(error.request.get(), error.code.get(), &wire::bytes_text(detail), outside.now);
         }
     }
 
-    fn on_accepted(&mut self, number: u64, job_number: u64, index: u64, now: Instant) {
+    fn on_accepted(&mut self, number: u64, job_number: u64, index: u64, outside: &mut Outside<'_>) {
         let Some(asked) = self.open.remove(&number) else { return };
         let Request::Submit { job } = asked.request else {
             panic!("{:?} was answered with job_accepted", asked.request)
@@ -272,7 +282,31 @@ impl Client {
         let submitted = self.jobs.get_mut(&job).expect("it was submitted here");
         let accepted = *submitted.accepted.get_or_insert((job_number, index));
         assert_eq!(accepted, (job_number, index), "job {job} was accepted twice, and differently");
-        self.acknowledge(asked, index, now);
+        let chunk_count = submitted.plan.chunk_count;
+        self.acknowledge(asked, index, outside.now);
+        if outside.chance.once_in_a_thousand(WATCHED_PER_MILLE) {
+            self.watchers.insert(job, Watcher::new(job, chunk_count, index));
+            self.watch(job, outside);
+        }
+    }
+
+    /// Asks what is new of a job that is watched.
+    fn watch(&mut self, job: JobId, outside: &mut Outside<'_>) {
+        self.requests += 1;
+        let watcher = self.watchers.get_mut(&job).expect("only watched jobs are asked for");
+        outside.send(self.master, watcher.ask(self.node, self.requests, outside.now));
+    }
+
+    fn on_watch_batch(&mut self, batch: &WatchBatch, body: &[u8], outside: &mut Outside<'_>) {
+        let is_it = |watcher: &Watcher| watcher.request == batch.request.get();
+        let Some((&job, watcher)) = self.watchers.iter_mut().find(|(_, watcher)| is_it(watcher)) else { return };
+        watcher.receive(batch, body);
+        if watcher.is_done {
+            self.watchers.remove(&job);
+            self.jobs.get_mut(&job).expect("it was submitted here").is_ended = true;
+        } else {
+            self.watch(job, outside);
+        }
     }
 
     fn on_committed(&mut self, number: u64, index: u64, now: Instant) {
@@ -308,7 +342,7 @@ impl Client {
         let Some(asked) = self.open.get_mut(&number) else { return };
         match ErrorCode::from_number(code) {
             // The same again, later.
-            Some(ErrorCode::Busy | ErrorCode::NotReady | ErrorCode::NotLeader) => {
+            Some(ErrorCode::Busy | ErrorCode::NotReady | ErrorCode::NotLeader | ErrorCode::DiskFull) => {
                 asked.again_at = asked.again_at.min(now + ANSWER_WAIT_MIN);
             }
             code => {
@@ -333,6 +367,10 @@ impl Client {
             outside.send(self.master, asked.frame.clone());
             asked.wait = (asked.wait * 2).min(ANSWER_WAIT_MAX);
             asked.again_at = now + asked.wait;
+        }
+        let due = self.watchers.iter().filter(|(_, watcher)| watcher.again_at <= now).map(|(job, _)| *job);
+        for job in due.collect::<Vec<_>>() {
+            self.watch(job, outside);
         }
         self.move_files(outside);
     }
@@ -385,7 +423,8 @@ impl Client {
     pub fn next_deadline(&self) -> Option<Instant> {
         let habit = self.habit.map(|_| self.next_habit_at);
         let open = self.open.values().map(|asked| asked.again_at);
-        habit.into_iter().chain(open).chain(self.uploads.iter().filter_map(Upload::next_deadline)).min()
+        let watchers = self.watchers.values().map(|watcher| watcher.again_at);
+        habit.into_iter().chain(open).chain(watchers).chain(self.uploads.iter().filter_map(Upload::next_deadline)).min()
     }
 }
 

@@ -54,7 +54,11 @@ fn plan_one(world: &mut World, at: Instant, chance: &mut Chance) {
             world.plan(at, Change::Weather(storm));
             world.plan(end, Change::Weather(Weather::CALM));
         }
-        90..96 => {
+        90..92 => {
+            world.plan(at, Change::DiskFull { host: MASTER, is_full: true });
+            world.plan(end, Change::DiskFull { host: MASTER, is_full: false });
+        }
+        92..96 => {
             let host = [MASTER, STORAGE][chance.between(0, 2) as usize];
             world.plan(at, Change::DiskPace { host, pace: DiskPace::SLOW });
             world.plan(end, Change::DiskPace { host, pace: DiskPace::FAST });

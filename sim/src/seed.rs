@@ -94,6 +94,7 @@ pub fn calm_down(world: &mut World) {
     for host in world.machines.iter().map(|machine| machine.host).collect::<Vec<_>>() {
         world.plan(now, Change::Resume { host });
         world.plan(now, Change::Restart { host });
+        world.plan(now, Change::DiskFull { host, is_full: false });
         world.plan(now, Change::DiskPace { host, pace: crate::shell::DiskPace::FAST });
     }
     // Everything that is planned for this moment happens.

@@ -67,6 +67,7 @@ pub struct Outside<'a> {
     pub wall: WallTime,
     pub chance: &'a mut Chance,
     pub disk_pace: DiskPace,
+    pub is_disk_full: bool,
     pub journal: &'a mut Journal,
     /// Messages to send, in order.
     pub sent: Vec<(PeerId, Frames)>,

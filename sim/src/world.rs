@@ -4,20 +4,28 @@
 //! strikes. Each event is one turn of one process, and after each the checkers look at everything. All chance comes from
 //! one generator, so a seed is a whole history.
 
+mod filter;
+mod life;
+mod machine;
+
 use std::collections::BTreeMap;
 
-use wire::{BootNonce, ClientKey, Duration, Instant, NodeId, PeerId, Role, WallTime};
+use wire::{Instant, NodeId, PeerId, Role};
 
 use crate::chance::Chance;
 use crate::checker::Checker;
-use crate::client::{Client, Habit};
+use crate::client::Habit;
 use crate::disk::{MasterDisk, StorageDisk};
 use crate::network::{self, Envelope, Host, Network, Weather};
 use crate::process::{Ending, Journal};
-use crate::shell::{
-    Disk, DiskPace, Frames, Identity, LoadBalancerShell, MasterShell, Outside, Process, StorageShell, WorkerShell,
-};
+use crate::shell::{Disk, Frames, Outside, Process};
 use crate::trace::Trace;
+
+use filter::Filter;
+
+pub use filter::FilterId;
+pub use life::Change;
+pub use machine::Machine;
 
 /// Wall time at the world's beginning.
 const EPOCH_WALL_US: u64 = 1_800_000_000_000_000;
@@ -61,34 +69,6 @@ impl Default for Settings {
     }
 }
 
-/// A machine of the cluster, whether or not its process runs.
-#[derive(Debug)]
-pub struct Machine {
-    pub host: Host,
-    pub role: Role,
-    pub node: NodeId,
-    pub name: String,
-    /// Processes started so far.
-    pub boots: u32,
-    pub boot: BootNonce,
-    pub process: Option<Process>,
-    disk: Disk,
-    pub disk_pace: DiskPace,
-    /// Stopped, as by SIGSTOP: what happens to it waits.
-    pub is_paused: bool,
-    waiting: Vec<Due>,
-    /// Of its process.
-    deadline: Option<Instant>,
-    /// How far its wall clock is off, in microseconds.
-    pub wall_offset_us: i64,
-}
-
-impl Machine {
-    pub fn is_up(&self) -> bool {
-        self.process.is_some()
-    }
-}
-
 /// What happens at a certain time.
 #[derive(Clone, Debug)]
 enum Due {
@@ -116,42 +96,6 @@ enum Due {
     Mark,
 }
 
-/// What a fault does, or undoes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Change {
-    Crash {
-        host: Host,
-    },
-    Restart {
-        host: Host,
-    },
-    Pause {
-        host: Host,
-    },
-    Resume {
-        host: Host,
-    },
-    /// Nothing passes from the one to the other.
-    CutOneWay {
-        from: Host,
-        to: Host,
-    },
-    MendOneWay {
-        from: Host,
-        to: Host,
-    },
-    Weather(Weather),
-    DiskPace {
-        host: Host,
-        pace: DiskPace,
-    },
-    /// Its wall clock jumps.
-    WallJump {
-        host: Host,
-        by_us: i64,
-    },
-}
-
 #[derive(Debug)]
 pub struct World {
     pub now: Instant,
@@ -175,24 +119,6 @@ pub struct World {
     /// The machine whose mailbox is emptied in one turn.
     draining: Option<Host>,
 }
-
-/// Takes messages off the network.
-struct Filter {
-    which: Box<dyn Fn(&Envelope) -> bool>,
-    /// What it took, in order; `None` = it loses them.
-    held: Option<Vec<Envelope>>,
-    is_on: bool,
-}
-
-impl std::fmt::Debug for Filter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Filter(on: {}, held: {:?})", self.is_on, self.held)
-    }
-}
-
-/// A filter of a world.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FilterId(usize);
 
 /// A message as it was sent.
 #[derive(Clone, Debug)]
@@ -247,21 +173,8 @@ impl World {
     fn add(&mut self, role: Role, name: String, disk: Disk) {
         let host = Host(self.machines.len());
         let (upper, lower) = (self.chance.draw(), self.chance.draw());
-        self.machines.push(Machine {
-            host,
-            role,
-            node: NodeId::from_halves(upper, lower),
-            name,
-            boots: 0,
-            boot: BootNonce::NONE,
-            process: None,
-            disk,
-            disk_pace: DiskPace::FAST,
-            is_paused: false,
-            waiting: Vec::new(),
-            deadline: None,
-            wall_offset_us: 0,
-        });
+        let node = NodeId::from_halves(upper, lower);
+        self.machines.push(Machine::new(host, role, node, name, disk));
     }
 
     /// The worker number `n`, from 1.
@@ -295,10 +208,6 @@ impl World {
 
     pub fn chance(&mut self) -> &mut Chance {
         &mut self.chance
-    }
-
-    fn wall(&self, host: Host) -> WallTime {
-        WallTime((EPOCH_WALL_US + self.now.0).saturating_add_signed(self.machines[host.0].wall_offset_us))
     }
 
     /// Has something happen at a later time.
@@ -401,20 +310,10 @@ impl World {
         why: &'static str,
         what: impl FnOnce(&mut Process, &mut Outside<'_>) -> R,
     ) -> R {
-        let wall = self.wall(host);
         let machine = &mut self.machines[host.0];
         self.trace.turn(self.now, host, why);
+        let mut outside = machine.outside(self.now, &mut self.chance, &mut self.journal);
         let process = machine.process.as_mut().expect("only a running process has a turn");
-        let mut outside = Outside {
-            now: self.now,
-            wall,
-            chance: &mut self.chance,
-            disk_pace: machine.disk_pace,
-            journal: &mut self.journal,
-            sent: Vec::new(),
-            due: Vec::new(),
-            is_struck: false,
-        };
         let result = what(process, &mut outside);
         if self.draining != Some(host) {
             process.tick(&mut outside);
@@ -456,171 +355,6 @@ impl World {
                 continue;
             }
             self.network.send(envelope, self.now, &self.weather, &mut self.chance);
-        }
-    }
-
-    /// From now on keeps what `which` picks of what is sent, until it is released.
-    pub fn hold(&mut self, which: impl Fn(&Envelope) -> bool + 'static) -> FilterId {
-        self.filters.push(Filter { which: Box::new(which), held: Some(Vec::new()), is_on: true });
-        FilterId(self.filters.len() - 1)
-    }
-
-    /// From now on loses what `which` picks of what is sent.
-    pub fn lose(&mut self, which: impl Fn(&Envelope) -> bool + 'static) -> FilterId {
-        self.filters.push(Filter { which: Box::new(which), held: None, is_on: true });
-        FilterId(self.filters.len() - 1)
-    }
-
-    /// What a filter holds.
-    pub fn held(&self, filter: FilterId) -> &[Envelope] {
-        self.filters[filter.0].held.as_deref().unwrap_or_default()
-    }
-
-    /// Ends a filter; what it holds arrives now, in order.
-    pub fn release(&mut self, filter: FilterId) {
-        self.filters[filter.0].is_on = false;
-        for envelope in self.filters[filter.0].held.take().unwrap_or_default() {
-            self.network.deliver(envelope, self.now);
-        }
-    }
-
-    /// Ends a filter; what it holds never arrives.
-    pub fn forget(&mut self, filter: FilterId) {
-        self.filters[filter.0].is_on = false;
-    }
-
-    /// What it ran took the machine down; it comes back by itself.
-    fn strike(&mut self, host: Host) {
-        self.change(Change::Crash { host });
-        self.plan(self.now + Duration::from_millis(500), Change::Restart { host });
-    }
-
-    /// Has something happen now.
-    pub fn change(&mut self, change: Change) {
-        self.trace.change(self.now, &change);
-        match change {
-            Change::Crash { host } => self.crash(host),
-            Change::Restart { host } => {
-                if !self.machines[host.0].is_up() {
-                    self.start(host);
-                }
-            }
-            Change::Pause { host } => self.machines[host.0].is_paused = true,
-            Change::Resume { host } => self.resume(host),
-            Change::CutOneWay { from, to } => self.network.cut_one_way(from, to),
-            Change::MendOneWay { from, to } => self.network.mend_one_way(from, to),
-            Change::Weather(weather) => self.weather = weather,
-            Change::DiskPace { host, pace } => self.machines[host.0].disk_pace = pace,
-            Change::WallJump { host, by_us } => self.machines[host.0].wall_offset_us += by_us,
-        }
-    }
-
-    fn crash(&mut self, host: Host) {
-        let wall = self.wall(host);
-        let machine = &mut self.machines[host.0];
-        let Some(process) = machine.process.take() else { return };
-        machine.is_paused = false;
-        machine.waiting.clear();
-        machine.deadline = None;
-        let mut outside = Outside {
-            now: self.now,
-            wall,
-            chance: &mut self.chance,
-            disk_pace: machine.disk_pace,
-            journal: &mut self.journal,
-            sent: Vec::new(),
-            due: Vec::new(),
-            is_struck: false,
-        };
-        machine.disk = process.crash(&mut outside);
-        // Servers notice that a caller is gone, or they do not.
-        let peer = network::caller(host, machine.boots.into());
-        for server in [MASTER, LOAD_BALANCER, STORAGE] {
-            let boots = self.machines[server.0].boots;
-            if server != host && self.chance.once_in_a_thousand(700) {
-                let at = self.now + Duration::from_micros(self.chance.between(100, 30_000_000));
-                self.put(at, Due::PeerGone { host: server, boots, peer });
-            }
-        }
-    }
-
-    fn resume(&mut self, host: Host) {
-        let machine = &mut self.machines[host.0];
-        if !std::mem::take(&mut machine.is_paused) {
-            return;
-        }
-        // What came meanwhile is taken up before the clock is looked at, as a shell's turn does.
-        self.draining = Some(host);
-        for due in std::mem::take(&mut machine.waiting) {
-            self.happen(due);
-        }
-        self.draining = None;
-        if self.machines[host.0].is_up() {
-            self.turn(host, "resumed", |_, _| {});
-        }
-    }
-
-    fn start(&mut self, host: Host) {
-        let number_base = self.chance.draw() >> 1;
-        let random = self.chance.draw() as u32;
-        let wall = self.wall(host);
-        let roles = self.machines.iter().map(|machine| machine.role).collect();
-        let machine = &mut self.machines[host.0];
-        machine.boots += 1;
-        machine.boot = BootNonce::new(machine.boots, random);
-        let identity = Identity {
-            host,
-            node: machine.node,
-            boot: machine.boot,
-            name: machine.name.clone(),
-            number_base,
-            masters: vec![MASTER],
-            load_balancers: vec![LOAD_BALANCER],
-            slots: self.settings.slots,
-            event_bytes_max: self.settings.event_bytes_max,
-            roles,
-            key: ClientKey([host.0 as u8 + 1; 32]),
-        };
-        let mut outside = Outside {
-            now: self.now,
-            wall,
-            chance: &mut self.chance,
-            disk_pace: machine.disk_pace,
-            journal: &mut self.journal,
-            sent: Vec::new(),
-            due: Vec::new(),
-            is_struck: false,
-        };
-        let process = match std::mem::replace(&mut machine.disk, Disk::None) {
-            Disk::Master(disk) => Process::Master(Box::new(MasterShell::start(&identity, disk, &mut outside))),
-            Disk::Storage(disk) => Process::Storage(Box::new(StorageShell::start(&identity, disk, &outside))),
-            Disk::None if machine.role == Role::LoadBalancer => {
-                Process::LoadBalancer(Box::new(LoadBalancerShell::start(&identity, &outside)))
-            }
-            Disk::None if machine.role == Role::Worker => {
-                Process::Worker(Box::new(WorkerShell::start(&identity, &outside)))
-            }
-            Disk::None => {
-                let base = 1 + ((number_base >> 20) << 20);
-                Process::Client(Box::new(Client::new(machine.node, base, MASTER, STORAGE, self.settings.habit)))
-            }
-        };
-        machine.process = Some(process);
-        self.checker.on_start(&self.machines, host, self.now);
-        self.turn(host, "start", |_, _| {});
-        if [MASTER, LOAD_BALANCER].contains(&host) {
-            self.reconnect_callers(host);
-        }
-    }
-
-    /// Those who were connected to a server that has started again find it again, and may or may not be told.
-    fn reconnect_callers(&mut self, server: Host) {
-        for host in 0..self.machines.len() {
-            let boots = self.machines[host].boots;
-            if boots > 0 && self.chance.once_in_a_thousand(self.settings.told_per_mille) {
-                let at = self.now + Duration::from_micros(self.chance.between(100, 200_000));
-                self.put(at, Due::Reconnected { host: Host(host), boots, server });
-            }
         }
     }
 

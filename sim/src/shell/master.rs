@@ -2,11 +2,14 @@
 
 use master::core::{Action, Core, Event};
 use master::{CoreConfig, Limits, Timings};
-use wire::{PeerId, Role};
+use wire::{Duration, PeerId, Role};
 
 use super::{Identity, Outside, RECEIPT_KEY};
 use crate::disk::{MasterDisk, Write, Written};
 use crate::network;
+
+/// A write that found no room is tried again.
+const FULL_DISK_PAUSE: Duration = Duration::from_millis(50);
 
 pub struct MasterShell {
     pub core: Core,
@@ -51,6 +54,10 @@ impl MasterShell {
     }
 
     pub fn due(&mut self, _number: u64, outside: &mut Outside<'_>) {
+        if outside.is_disk_full {
+            outside.after(FULL_DISK_PAUSE, 0);
+            return self.step(Event::DiskFull, outside);
+        }
         match self.disk.perform() {
             Written::Persist(ticket) => self.step(Event::Persisted { ticket }, outside),
             Written::Snapshot(ticket) => self.step(Event::SnapshotSaved { ticket }, outside),
