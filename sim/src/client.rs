@@ -147,8 +147,8 @@ pub struct Submitted {
     pub frame: Vec<u8>,
     /// `(number, index)` once it is accepted.
     pub accepted: Option<(u64, u64)>,
-    /// The job was seen to have ended.
-    pub is_ended: bool,
+    /// The lowest log index at which the job is known to have ended.
+    pub ended_at: Option<u64>,
 }
 
 /// What a client does of its own accord.
@@ -213,7 +213,7 @@ impl Client {
         let job = job_id(outside);
         self.requests += 1;
         let frame = plan.frame(self.node, job, self.requests);
-        self.jobs.insert(job, Submitted { plan, frame: frame.clone(), accepted: None, is_ended: false });
+        self.jobs.insert(job, Submitted { plan, frame: frame.clone(), accepted: None, ended_at: None });
         self.ask(self.requests, Request::Submit { job }, frame, outside);
         job
     }
@@ -303,7 +303,7 @@ impl Client {
         watcher.receive(batch, body);
         if watcher.is_done {
             self.watchers.remove(&job);
-            self.jobs.get_mut(&job).expect("it was submitted here").is_ended = true;
+            self.jobs.get_mut(&job).expect("it was submitted here").ended_at.get_or_insert(batch.index.get());
         } else {
             self.watch(job, outside);
         }
@@ -328,8 +328,11 @@ impl Client {
         let submitted = self.jobs.get_mut(&job).expect("it was submitted here");
         assert_eq!((record.job, record.counts.total()), (job, u64::from(submitted.plan.chunk_count)));
         let is_ended = record.state.is_terminal();
-        assert!(is_ended || !submitted.is_ended, "job {job} had ended and has not any more");
-        submitted.is_ended = is_ended;
+        let was_ended = submitted.ended_at.is_some_and(|ended_at| ended_at <= index);
+        assert!(is_ended || !was_ended, "job {job} had ended by {index} and has not any more");
+        if is_ended {
+            submitted.ended_at = Some(submitted.ended_at.map_or(index, |ended_at| ended_at.min(index)));
+        }
         self.acknowledge(asked, index, now);
     }
 
@@ -376,7 +379,7 @@ impl Client {
     }
 
     fn follow_habit(&mut self, outside: &mut Outside<'_>) {
-        let live: Vec<JobId> = self.jobs.iter().filter(|(_, job)| !job.is_ended).map(|(id, _)| *id).collect();
+        let live: Vec<JobId> = self.jobs.iter().filter(|(_, job)| job.ended_at.is_none()).map(|(id, _)| *id).collect();
         let pick = |chance: &mut Chance| {
             // The latest are the most likely to be live still.
             let low = live.len().saturating_sub(8) as u64;
