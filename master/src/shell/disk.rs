@@ -2,8 +2,8 @@
 //!
 //! The log is raft-engine's. Everything that waits when the log thread is free goes into one write and one fsync. An
 //! fsync that fails may have lost what it was to keep, so the process ends at once and comes back from what is there. A
-//! full disk is another matter: nothing is written below a reserve, the core says "disk full", and the thread tries
-//! again until there is room.
+//! full disk is another matter: nothing is written below a reserve, and the thread tries again until there is room.
+//! Meanwhile the core says "disk full", but only if it is the log that has no room: a snapshot can wait.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -54,7 +54,7 @@ pub(super) enum Done {
     /// With everything before.
     Persisted(Ticket),
     SnapshotSaved(Ticket),
-    /// There is no room now; it is tried again.
+    /// There is no room for the log now; it is tried again, so a `Persisted` follows once there is.
     Full,
 }
 
@@ -224,7 +224,7 @@ impl LogThread {
                 }
             }
             if let Some(last) = persists.last().map(|persist| persist.ticket) {
-                if !wait_for_room(&self.dir, self.free_bytes_min, &self.done) {
+                if !self.wait_for_room() {
                     return;
                 }
                 self.write(&persists);
@@ -235,6 +235,27 @@ impl LogThread {
             if let Some(index) = compact {
                 self.compact(index);
             }
+        }
+    }
+
+    /// Waits until the disk has room, and says so while it has not; the write that waits is what ends it for the core.
+    /// False = the owner is gone.
+    fn wait_for_room(&self) -> bool {
+        let mut is_told = false;
+        loop {
+            let free = free_bytes(&self.dir);
+            if free >= self.free_bytes_min {
+                return true;
+            }
+            if !is_told {
+                let (dir, free_bytes_min) = (self.dir.display(), self.free_bytes_min);
+                tracing::error!(%dir, free, free_bytes_min, "the disk is full: nothing new is accepted");
+                is_told = true;
+            }
+            if self.done.send(Done::Full).is_err() {
+                return false;
+            }
+            thread::park_timeout(FULL_RETRY_INTERVAL);
         }
     }
 
@@ -267,7 +288,7 @@ struct SnapshotThread {
 impl SnapshotThread {
     fn run(self, orders: &node::channel::Receiver<SaveOrder>) {
         while let Ok(SaveOrder { ticket, index, bytes }) = orders.recv() {
-            if !wait_for_room(&self.dir, self.free_bytes_min + bytes.len() as u64, &self.done) {
+            if !self.wait_for_room(bytes.len() as u64, orders) {
                 return;
             }
             snapshot::save(&self.dir, index, bytes).expect("what cannot be written for sure ends the process");
@@ -276,24 +297,26 @@ impl SnapshotThread {
             }
         }
     }
-}
 
-/// Waits until the disk has that much room, and says so while it has not. False = the owner is gone.
-fn wait_for_room(dir: &Path, free_bytes_min: u64, done: &Outbox<Done>) -> bool {
-    let mut is_told = false;
-    loop {
-        let free = free_bytes(dir);
-        if free >= free_bytes_min {
-            return true;
+    /// Waits until the disk has room for a snapshot. The core is not told: the log, which may have room, goes on, and
+    /// only takes more of it than it should. False = the owner is gone.
+    fn wait_for_room(&self, size: u64, orders: &node::channel::Receiver<SaveOrder>) -> bool {
+        let free_bytes_min = self.free_bytes_min.saturating_add(size);
+        let mut is_told = false;
+        loop {
+            let free = free_bytes(&self.dir);
+            if free >= free_bytes_min {
+                return true;
+            }
+            if !is_told {
+                tracing::error!(dir = %self.dir.display(), free, free_bytes_min, "no room for a snapshot: it waits");
+                is_told = true;
+            }
+            // The core saves one snapshot at a time, so all that can come is the end.
+            if orders.recv_timeout(FULL_RETRY_INTERVAL).is_err_and(|error| error.is_disconnected()) {
+                return false;
+            }
         }
-        if !is_told {
-            tracing::error!(dir = %dir.display(), free, free_bytes_min, "the disk is full: nothing new is accepted");
-            is_told = true;
-        }
-        if done.send(Done::Full).is_err() {
-            return false;
-        }
-        thread::park_timeout(FULL_RETRY_INTERVAL);
     }
 }
 
@@ -306,4 +329,36 @@ fn free_bytes(dir: &Path) -> u64 {
         (libc::statvfs64(path.as_ptr(), &mut room), room)
     };
     if status == 0 { room.f_bavail.saturating_mul(room.f_frsize) } else { u64::MAX }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_without_room_waits_and_does_not_say_that_the_log_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outbox, done) = to_owner(1, &Bell::new().unwrap());
+        let (saves, save_rx) = to_helper(1);
+        let order = SaveOrder { ticket: Ticket(1), index: 1, bytes: b"state".to_vec() };
+        assert!(saves.try_send(order).is_ok());
+        drop(saves);
+        SnapshotThread { dir: dir.path().to_owned(), free_bytes_min: u64::MAX / 2, done: outbox }.run(&save_rx);
+        assert!(done.try_recv().is_err(), "nothing was said");
+    }
+
+    #[test]
+    fn the_log_says_that_it_is_full_while_a_write_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut disk, _) = Disk::open(dir.path(), u64::MAX / 2, &Bell::new().unwrap()).unwrap();
+        disk.persist(Persist { ticket: Ticket(1), ..Persist::default() });
+        disk.push();
+        let mut first = None;
+        while first.is_none() {
+            first = disk.next_done();
+            thread::yield_now();
+        }
+        assert_eq!(first, Some(Done::Full));
+        disk.close();
+    }
 }
