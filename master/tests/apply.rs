@@ -120,6 +120,17 @@ fn the_last_chunk_ends_the_job_at_the_stamp_of_its_entry() {
 }
 
 #[test]
+fn a_chunk_that_never_started_does_not_say_when_its_job_did() {
+    let mut replica = a_replica(a_spec(4));
+    let never = ChunkResult { started_at: WallTime(0), ..exit(1) };
+    replica.one(failed(W1, J1, 1, &[a_run(0, &[never])]).frame());
+    assert_eq!(replica.job().started_at, WallTime(0));
+    replica.one(succeeded(W1, J1, &[a_run(1, &[a_result()])]).frame());
+    replica.one(failed(W1, J1, 1, &[a_run(2, &[never])]).frame());
+    assert_eq!(replica.job().started_at, WallTime(5_000));
+}
+
+#[test]
 fn a_failure_below_the_current_attempt_only_frees_its_holder() {
     let mut replica = a_replica(a_spec(2));
     replica.apply(&[lost(1, (boot(1), 1), (W1, boot(1)), &[an_item(J1, 0, 1, 1)])]);

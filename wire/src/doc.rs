@@ -24,7 +24,8 @@ of the program, output globs (list), cpus in thousandths, memory in bytes, prior
 retry_on (bits of the causes), exit codes to retry (string of bytes), crash limit, option max_fails, output size limit.\n\
 A peer that knows only the seed's struct sends no spec.\n\n\
 **Results** (`worker_status` with `num_runs` > 0): `num_files` stored files; base time in us since 1970; `num_runs` runs,\n\
-each: first chunk, count, then for each chunk: flags byte (1 not a plain exit 0, 2 has a bundle), start - base in us,\n\
+each: first chunk, count, then for each chunk: flags byte (1 not a plain exit 0, 2 has a bundle, 4 never started),\n\
+start - base in us (0 if it never started),\n\
 duration in us, cpu in us, max RSS in KiB, [option exit code, signal byte, cause byte], [file index, offset, index length,\n\
 stdout length, stderr length, outputs length]. A bundle is its index, standard output, standard error, then the outputs\n\
 without gaps. The index is a list of: name, length, hash 32 bytes, mode.\n\n\

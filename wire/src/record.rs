@@ -381,6 +381,7 @@ pub fn decode_output_index(bytes: &[u8]) -> Result<Vec<OutputEntry>, DecodeError
 /// What the run of a chunk came to, as its worker measured it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChunkResult {
+    /// Zero = it never started.
     pub started_at: WallTime,
     /// Microseconds from start to end.
     pub duration_us: u64,
@@ -400,10 +401,12 @@ impl ChunkResult {
         WallTime(self.started_at.0.saturating_add(self.duration_us))
     }
 
-    /// Appends the columns, with the start relative to `base` (not later than the start).
+    /// Appends the columns, with the start relative to `base`: see `earliest_start`.
     pub fn encode(&self, base: WallTime, to: &mut Writer) {
         let plain_exit = self.exit_code == Some(0) && self.signal.is_none() && self.cause == Cause::None;
-        to.raw(&[u8::from(!plain_exit) | u8::from(self.bundle.is_some()) << 1]);
+        // A zero is before any base, so it has a flag.
+        let never_started = self.started_at == WallTime(0) && base != WallTime(0);
+        to.raw(&[u8::from(!plain_exit) | u8::from(self.bundle.is_some()) << 1 | u8::from(never_started) << 2]);
         to.varint(self.started_at.0.saturating_sub(base.0))
             .varint(self.duration_us)
             .varint(self.cpu_us)
@@ -421,6 +424,7 @@ impl ChunkResult {
     /// Reads the columns; a bundle's file is looked up in `files` by its position (nil if `files` is empty).
     pub fn decode(base: WallTime, files: &[FileId], from: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let flags = from.raw(1)?[0];
+        let base = if flags & 4 == 0 { base } else { WallTime(0) };
         let started_at =
             WallTime(base.0.checked_add(from.varint()?).ok_or(DecodeError::Body { what: "a time is too large" })?);
         let (duration_us, cpu_us, max_rss_kib) = (from.varint()?, from.varint()?, from.varint()?);
@@ -439,6 +443,11 @@ impl ChunkResult {
         let bundle = if flags & 2 != 0 { Some(decode_bundle(files, from)?) } else { None };
         Ok(Self { started_at, duration_us, cpu_us, max_rss_kib, exit_code, signal, cause, bundle })
     }
+}
+
+/// The earliest start of those that started: the base for a batch of results. `None` = none of them did.
+pub fn earliest_start<'a>(results: impl IntoIterator<Item = &'a ChunkResult>) -> Option<WallTime> {
+    results.into_iter().map(|result| result.started_at).filter(|at| *at != WallTime(0)).min()
 }
 
 fn decode_bundle(files: &[FileId], from: &mut Reader<'_>) -> Result<Bundle, DecodeError> {

@@ -3,7 +3,7 @@
 //! One job, one outcome, one attempt; the chunks come as runs of neighbours with packed columns, so that a thousand
 //! short chunks are a few bytes each, and a run, not a chunk, is what the log and the masters' memory count.
 
-use crate::record::{ChunkResult, StoredFile};
+use crate::record::{ChunkResult, StoredFile, earliest_start};
 use crate::{ChunkRange, DecodeError, FileId, Reader, WallTime, Writer};
 
 /// The results of neighbours.
@@ -22,7 +22,7 @@ impl Run {
 
 /// Builds the body: the files that the bundles name, a base time, then the runs.
 pub fn encode_results(files: &[StoredFile], runs: &[Run]) -> Vec<u8> {
-    let base = runs.iter().flat_map(|run| &run.results).map(|result| result.started_at).min().unwrap_or_default();
+    let base = earliest_start(runs.iter().flat_map(|run| &run.results)).unwrap_or_default();
     let mut to = Writer::new();
     files.iter().for_each(|file| file.encode(&mut to));
     to.varint(base.0);
@@ -117,6 +117,19 @@ mod tests {
     fn a_short_chunk_costs_a_few_bytes() {
         let run = Run { first: 0, results: (0..1000).map(|i| a_result(1_795_513_666_000_000 + i * 100)).collect() };
         assert!(encode_results(&[], &[run]).len() < 12_000);
+    }
+
+    #[test]
+    fn a_chunk_that_never_started_comes_back_so_and_costs_the_others_nothing() {
+        let started: Vec<ChunkResult> = (0..1000).map(|i| a_result(1_795_513_666_000_000 + i * 100)).collect();
+        let never = ChunkResult { exit_code: None, cause: Cause::Policy, ..a_result(0) };
+        let runs = [Run { first: 0, results: [&started[..], &[never]].concat() }];
+        let body = encode_results(&[], &runs);
+        assert!(body.len() < 12_000, "{} bytes", body.len());
+        assert_eq!(decode_results(&body, 0, 1).unwrap().1, runs);
+
+        let runs = [Run { first: 0, results: vec![never, never] }];
+        assert_eq!(decode_results(&encode_results(&[], &runs), 0, 1).unwrap().1, runs);
     }
 
     #[test]

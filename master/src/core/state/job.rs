@@ -4,7 +4,7 @@
 //! Everything here costs by runs of neighbours, never by chunks that have not run.
 
 use wire::job::{JobBody, JobSpec};
-use wire::record::{ChunkCounts, ChunkResult};
+use wire::record::{ChunkCounts, ChunkResult, earliest_start};
 use wire::run::Run;
 use wire::{ArraySpec, BootNonce, Cause, ChunkRange, ChunkSet, ChunkState, JobId, JobState, NodeId, WallTime};
 use wire::{DecodeError, Message, Reader, Writer, event::LogEvent};
@@ -293,9 +293,8 @@ impl Job {
     fn accept(&mut self, worker: NodeId, attempt: u32, range: ChunkRange, run: &Run) {
         let start = (range.first - run.first) as usize;
         let results = &run.results[start..start + range.count as usize];
-        let starts = results.iter().map(|result| result.started_at);
         let known = Some(self.started_at).filter(|at| *at != WallTime(0));
-        self.started_at = starts.chain(known).min().unwrap_or_default();
+        self.started_at = earliest_start(results).into_iter().chain(known).min().unwrap_or_default();
         self.results.keep(worker, attempt, range.first, results);
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use wire::record::{Bundle, ChunkResult};
+use wire::record::{Bundle, ChunkResult, earliest_start};
 use wire::{ChunkRange, DecodeError, FileId, NodeId, Reader, WallTime, Writer};
 
 /// Neighbours join a run until it has that many bytes: longer ones make reading one chunk slow.
@@ -27,6 +27,7 @@ struct PackedRun {
     count: u32,
     attempt: u32,
     worker: u32,
+    /// Not later than any start in the run; zero = none of its chunks started.
     base: WallTime,
     columns: Box<[u8]>,
 }
@@ -43,16 +44,19 @@ pub struct Accepted {
 impl ResultRuns {
     /// Keeps the results of the chunks from `first` on, none of which has one yet.
     pub fn keep(&mut self, worker: NodeId, attempt: u32, first: u32, results: &[ChunkResult]) {
-        let Some(base) = results.iter().map(|result| result.started_at).min() else { return };
+        if results.is_empty() {
+            return;
+        }
+        let earliest = earliest_start(results);
         let worker = position(&mut self.workers, worker);
         // The run that ends where this one begins takes it in, if it can.
         let before = self.runs.range_mut(..first).next_back().filter(|(start, run)| {
             ChunkRange::new(**start, run.count).end() == u64::from(first)
                 && (run.worker, run.attempt) == (worker, attempt)
-                && run.base <= base
+                && earliest.is_none_or(|earliest| run.base != WallTime(0) && run.base <= earliest)
                 && run.columns.len() < RUN_BYTES_MAX
         });
-        let base = before.as_ref().map_or(base, |(_, run)| run.base);
+        let base = before.as_ref().map_or(earliest.unwrap_or_default(), |(_, run)| run.base);
         let mut to = Writer::new();
         for result in results {
             pack(result, base, &mut self.files, &mut to);
@@ -200,6 +204,22 @@ mod tests {
         let mut to = Writer::new();
         results.encode(&mut to);
         assert_eq!(ResultRuns::decode(&mut Reader::new(&to.bytes)).unwrap(), results);
+    }
+
+    #[test]
+    fn chunks_that_never_started_do_not_make_the_others_larger() {
+        const START: u64 = 1_795_513_666_000_000;
+        let never = ChunkResult { exit_code: None, cause: Cause::Policy, ..a_result(0, None) };
+        let mut results = ResultRuns::default();
+        let kept: Vec<ChunkResult> =
+            (0..100).map(|i| if i % 3 == 0 { never } else { a_result(START + i * 500, None) }).collect();
+        for (chunk, result) in (0..).zip(&kept) {
+            results.keep(NodeId([1; 16]), 1, chunk, &[*result]);
+        }
+        let read: Vec<ChunkResult> = results.read(ChunkRange::new(0, 100)).iter().map(|found| found.result).collect();
+        assert_eq!(read, kept);
+        let bases: Vec<WallTime> = results.runs.values().map(|run| run.base).collect();
+        assert_eq!(bases, [WallTime(0), WallTime(START + 500)]);
     }
 
     #[test]
