@@ -95,6 +95,12 @@ impl Checker {
     pub fn check_end(&mut self, machines: &[Machine], journal: &Journal) {
         self.history.check_end(master(machines), machines, journal);
         self.promises.check_end(machines, &self.history);
+        for machine in machines {
+            let Some(Process::Worker(shell)) = machine.process.as_ref() else { continue };
+            let core = &shell.core;
+            let held = (core.queued_count(), core.running_count(), core.unconfirmed_count());
+            assert_eq!(held, (0, 0, 0), "{} still has chunks queued, running or unconfirmed", machine.name);
+        }
     }
 }
 

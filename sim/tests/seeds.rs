@@ -1,6 +1,6 @@
 //! What nobody thought of: the seeds that once failed, then fresh ones.
 //!
-//! `SIM_SEEDS` says how many fresh ones (default 200); `SIM_FIRST_SEED` where they begin, else they begin elsewhere on
+//! `SIM_SEEDS` says how many fresh ones (default 100); `SIM_FIRST_SEED` where they begin, else they begin elsewhere on
 //! every day.
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -40,7 +40,7 @@ fn seeds_that_once_failed_pass() {
 fn fresh_seeds_pass() {
     let day = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
     let first = number("SIM_FIRST_SEED").unwrap_or(day * 1_000_000);
-    run(first..first + number("SIM_SEEDS").unwrap_or(200));
+    run(first..first + number("SIM_SEEDS").unwrap_or(100));
 }
 
 #[test]
