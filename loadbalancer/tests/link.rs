@@ -148,6 +148,63 @@ fn a_snapshot_in_the_middle_of_a_reign_keeps_what_is_held_and_asks_the_workers()
     assert_eq!(stage.said(), [request(w(1), 2, j(1), r(2, 1), 2)]);
 }
 
+/// A job as it was submitted.
+fn bare_snapshot(frame: &[u8]) -> LogEvent<'_> {
+    LogEvent::JobSnapshot { number: 1, submitted_at: WallTime(0), frame, ended: vec![], attempts: vec![] }
+}
+
+#[test]
+fn a_job_too_large_for_one_event_is_taken_in_pieces() {
+    let mut stage = a_fresh_load_balancer();
+    let frame = submit(j(1), 6, &JobSpec::default());
+    stage.snapshot(&[
+        bare_snapshot(&frame),
+        LogEvent::ChunksWaiting { job: j(1), attempt: 3, ranges: vec![r(2, 1)] },
+        LogEvent::ChunksWaiting { job: j(1), attempt: 2, ranges: vec![r(4, 1)] },
+        LogEvent::ChunksEnded { job: j(1), state: ChunkState::Finished, ranges: vec![r(0, 1)] },
+        LogEvent::ChunksEnded { job: j(1), state: ChunkState::Failed, ranges: vec![r(4, 1)] },
+    ]);
+    stage.grant(1);
+    let mut one = Worker::number(1);
+    one.credit = 0;
+    stage.joins(&mut one);
+    one.credit = 9;
+    stage.hears(one.peer, &one.heartbeat());
+    let rest = [
+        first_request(w(1), 1, j(1), r(1, 1), 1),
+        request(w(1), 2, j(1), r(2, 1), 3),
+        request(w(1), 3, j(1), r(3, 1), 1),
+        request(w(1), 4, j(1), r(5, 1), 1),
+    ];
+    assert_eq!(stage.said(), rest);
+}
+
+#[test]
+fn what_ended_in_a_gap_and_is_told_in_pieces_is_held_no_more() {
+    let mut stage = a_load_balancer();
+    let mut one = Worker::number(1);
+    stage.joins(&mut one);
+    stage.submit(j(1), 4);
+    stage.accepts(&mut one, 1, 0, j(1), r(0, 4));
+    stage.said();
+    let frame = submit(j(1), 4, &JobSpec::default());
+    stage.snapshot(&[
+        LogEvent::NodeRegistered { node: record_of(&one) },
+        LogEvent::EpochGranted { load_balancer: US, boot: OUR_BOOT, epoch: 1 },
+        bare_snapshot(&frame),
+        LogEvent::ChunksWaiting { job: j(1), attempt: 2, ranges: vec![r(2, 1)] },
+        LogEvent::ChunksEnded { job: j(1), state: ChunkState::Canceled, ranges: vec![r(0, 2)] },
+    ]);
+    assert_eq!(stage.held(&one, j(1)), [r(2, 2)]);
+    let said = stage.said();
+    let is_kill = |said: &&Said| matches!(said, Said::Kill { job, range, .. } if *job == j(1) && *range == r(0, 2));
+    assert_eq!(said.iter().filter(is_kill).count(), 1, "{said:?}");
+    one.credit = 1;
+    stage.hears(one.peer, &one.inventory(&[running(j(1), r(3, 1), 1)]));
+    stage.tick();
+    assert!(stage.said().contains(&request(w(1), 2, j(1), r(2, 1), 2)));
+}
+
 #[test]
 fn heartbeats_tell_what_runs_and_is_still_held() {
     let mut stage = a_load_balancer();

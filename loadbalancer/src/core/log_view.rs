@@ -136,6 +136,13 @@ impl JobView {
         Some((range, attempt))
     }
 
+    /// What of `range` has not ended is at `attempt` from now on.
+    pub fn wait_for_attempt(&mut self, range: ChunkRange, attempt: u32) {
+        for run in self.pending.ranges_in(range) {
+            self.attempts.insert(run, attempt);
+        }
+    }
+
     /// The chunks of `range` have ended.
     pub fn end(&mut self, range: ChunkRange) {
         self.pending.remove(range);

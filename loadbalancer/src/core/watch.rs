@@ -3,6 +3,8 @@
 //! Nothing here is ever pushed unasked, so nothing can be missed: what is lost on the way is asked for again from the
 //! index that the view has reached.
 
+use std::collections::BTreeMap;
+
 use wire::event::LogEvent;
 use wire::record::NodeRecord;
 use wire::{
@@ -101,10 +103,7 @@ impl LoadBalancer {
             }
             LogEvent::ChunksWaiting { job, attempt, ranges } => {
                 let Some(view) = self.log.jobs.get_mut(&job) else { return };
-                for range in ranges {
-                    let pending: Vec<_> = view.pending.ranges_in(range).collect();
-                    pending.into_iter().for_each(|range| view.attempts.insert(range, attempt));
-                }
+                ranges.into_iter().for_each(|range| view.wait_for_attempt(range, attempt));
             }
             LogEvent::JobEnded { job, state: _, at: _ } => self.forget_job(job, now, actions),
             LogEvent::EpochGranted { load_balancer, boot, epoch } => {
@@ -241,16 +240,7 @@ impl LoadBalancer {
             });
         // Jobs that are new since our view had our own epoch were accepted in it.
         let born_in_epoch = if keeps_epoch { epoch_before.unwrap_or(0) } else { 0 };
-        for event in events {
-            let Some((number, frame, ended, attempts)) = job_of(event) else { continue };
-            match snapshot_job(number, frame, ended, attempts, now) {
-                Ok((job, mut view)) => {
-                    view.born_in_epoch = before.get(&job).map_or(born_in_epoch, |known| known.born_in_epoch);
-                    self.log.jobs.insert(job, view);
-                }
-                Err(detail) => actions.push(Action::Note(Note::BatchMalformed { detail })),
-            }
-        }
+        self.take_jobs(events, &before, born_in_epoch, now, actions);
         let live: Vec<JobId> = self.log.jobs.keys().copied().collect();
         // Jobs that are gone are put back for a moment, so that they are forgotten as jobs that end are.
         for (job, view) in before.into_iter().filter(|(job, _)| live.binary_search(job).is_err()) {
@@ -274,6 +264,44 @@ impl LoadBalancer {
             worker.ask_again_at = now;
         }
         actions.push(Action::Note(Note::Snapshot { index, jobs: self.log.jobs.len() }));
+    }
+
+    /// The jobs of a snapshot. One that outgrows an event is told in pieces: as it was submitted, then what has happened
+    /// to it since.
+    fn take_jobs(
+        &mut self,
+        events: &[LogEvent<'_>],
+        before: &BTreeMap<JobId, JobView>,
+        born_in_epoch: u64,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        for event in events {
+            match event {
+                LogEvent::JobSnapshot { number, submitted_at: _, frame, ended, attempts } => {
+                    match snapshot_job(*number, frame, ended, attempts, now) {
+                        Ok((job, mut view)) => {
+                            view.born_in_epoch = before.get(&job).map_or(born_in_epoch, |known| known.born_in_epoch);
+                            self.log.jobs.insert(job, view);
+                        }
+                        Err(detail) => actions.push(Action::Note(Note::BatchMalformed { detail })),
+                    }
+                }
+                LogEvent::ChunksWaiting { job, attempt, ranges } => {
+                    let Some(view) = self.log.jobs.get_mut(job) else { continue };
+                    ranges.iter().for_each(|range| view.wait_for_attempt(*range, *attempt));
+                }
+                LogEvent::ChunksEnded { job, state: _, ranges } => {
+                    let Some(view) = self.log.jobs.get_mut(job) else { continue };
+                    ranges.iter().for_each(|range| view.end(*range));
+                }
+                LogEvent::JobEnded { job, state: _, at: _ } => drop(self.log.jobs.remove(job)),
+                LogEvent::JobAccepted { .. }
+                | LogEvent::HolderFreed { .. }
+                | LogEvent::EpochGranted { .. }
+                | LogEvent::NodeRegistered { .. } => {}
+            }
+        }
     }
 
     /// What is held stays held only where it has not ended; the rest of `unheld` follows.
@@ -314,16 +342,6 @@ impl LoadBalancer {
 fn grant_of(event: &LogEvent<'_>) -> Option<EpochGrant> {
     if let LogEvent::EpochGranted { load_balancer, boot, epoch } = *event {
         Some(EpochGrant { load_balancer, boot, epoch })
-    } else {
-        None
-    }
-}
-
-type SnapshotParts<'a> = (u64, &'a [u8], &'a [(ChunkState, Vec<u8>)], &'a [(ChunkRange, u32)]);
-
-fn job_of<'a>(event: &'a LogEvent<'_>) -> Option<SnapshotParts<'a>> {
-    if let LogEvent::JobSnapshot { number, submitted_at: _, frame, ended, attempts } = event {
-        Some((*number, frame, ended, attempts))
     } else {
         None
     }
