@@ -2,6 +2,7 @@
 
 mod data_dir;
 mod disk;
+mod mark;
 mod snapshot;
 
 use std::io;

@@ -21,11 +21,14 @@ use raft_engine::{Engine, LogBatch, MessageExt, ReadableSize};
 use crate::core::{Persist, Recovered, Ticket};
 
 use super::data_dir::LOG;
+use super::mark::Mark;
 use super::snapshot::{self, SnapshotError};
 
 /// A raft-engine can hold many logs; ours is this one.
 const GROUP: u64 = 1;
 const HARD_STATE: &[u8] = b"hard_state";
+/// The number of the last write, little-endian; see `mark`.
+const WRITE: &[u8] = b"write";
 /// Log files that live longer than that are rewritten and dropped.
 const PURGE_THRESHOLD_MIB: u64 = 256;
 const TARGET_FILE_SIZE_MIB: u64 = 64;
@@ -42,6 +45,13 @@ const FULL_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 pub enum DiskError {
     #[error("log {}: {source}; restore the directory from a copy", path.display())]
     Log { path: PathBuf, source: raft_engine::Error },
+    #[error(
+        "log {} ends with write {last}, but write {synced} was acknowledged: its end is damaged. Restore the directory \
+         from a copy; a master that forgot what it acknowledged must not start", path.display()
+    )]
+    Short { path: PathBuf, last: u64, synced: u64 },
+    #[error("mark of the log: {0}; restore the directory from a copy")]
+    Mark(io::Error),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error("cannot start the disk threads: {0}")]
@@ -106,11 +116,15 @@ impl Disk {
         .map_err(failed)?;
         let snapshot = snapshot::load(dir)?;
         let (entries, hard_state) = read_log(&engine).map_err(failed)?;
+        let (last_write, mark) = (last_write(&engine), Mark::open(dir).map_err(DiskError::Mark)?);
+        if last_write < mark.synced {
+            return Err(DiskError::Short { path, last: last_write, synced: mark.synced });
+        }
 
         let (outbox, done) = to_owner(ORDERS_MAX, bell);
         let (orders, order_rx) = to_helper(ORDERS_MAX);
         let (saves, save_rx) = to_helper(1);
-        let log = LogThread { engine, dir: dir.to_owned(), free_bytes_min, done: outbox.clone() };
+        let log = LogThread { engine, last_write, mark, dir: dir.to_owned(), free_bytes_min, done: outbox.clone() };
         let log_thread = spawn("master-log", move || log.run(&order_rx))?;
         let saver = SnapshotThread { dir: dir.to_owned(), free_bytes_min, done: outbox };
         let snapshot_thread = spawn("master-snapshot", move || saver.run(&save_rx))?;
@@ -197,15 +211,23 @@ fn read_log(engine: &Engine) -> raft_engine::Result<(Vec<Entry>, HardState)> {
     Ok((entries, engine.get_message(GROUP, HARD_STATE)?.unwrap_or_default()))
 }
 
+/// Zero = there was none.
+fn last_write(engine: &Engine) -> u64 {
+    let number = engine.get(GROUP, WRITE).and_then(|bytes| bytes.try_into().ok());
+    number.map_or(0, u64::from_le_bytes)
+}
+
 struct LogThread {
     engine: Engine,
+    last_write: u64,
+    mark: Mark,
     dir: PathBuf,
     free_bytes_min: u64,
     done: Outbox<Done>,
 }
 
 impl LogThread {
-    fn run(self, orders: &node::channel::Receiver<Order>) {
+    fn run(mut self, orders: &node::channel::Receiver<Order>) {
         while let Ok(first) = orders.recv() {
             let mut compact = None;
             let mut persists: Vec<Persist> = Vec::new();
@@ -259,14 +281,17 @@ impl LogThread {
         }
     }
 
-    fn write(&self, persists: &[Persist]) {
+    fn write(&mut self, persists: &[Persist]) {
         let mut batch = LogBatch::default();
         for persist in persists {
             batch.add_entries::<Entries>(GROUP, &persist.entries).expect("entries of a log fit a batch");
         }
         let hard_state = &persists.last().expect("there is one").hard_state;
         batch.put_message(GROUP, HARD_STATE.to_vec(), hard_state).expect("a hard state is a few bytes");
+        self.last_write += 1;
+        batch.put(GROUP, WRITE.to_vec(), self.last_write.to_le_bytes().to_vec()).expect("a name of ours");
         self.engine.write(&mut batch, true).expect("what cannot be written for sure ends the process");
+        self.mark.set(self.last_write);
     }
 
     /// Drops entries up to `index`, and the files that nothing needs any more.
@@ -345,6 +370,49 @@ mod tests {
         drop(saves);
         SnapshotThread { dir: dir.path().to_owned(), free_bytes_min: u64::MAX / 2, done: outbox }.run(&save_rx);
         assert!(done.try_recv().is_err(), "nothing was said");
+    }
+
+    /// Writes `count` entries, each for itself, and gives the log file that has them.
+    fn write_entries(dir: &Path, count: u64) -> PathBuf {
+        let (mut disk, _) = Disk::open(dir, 0, &Bell::new().unwrap()).unwrap();
+        for index in 1..=count {
+            let entries = vec![Entry { index, term: 1, data: vec![7; 100].into(), ..Entry::default() }];
+            disk.persist(Persist { ticket: Ticket(index), entries, ..Persist::default() });
+            disk.push();
+            while disk.next_done() != Some(Done::Persisted(Ticket(index))) {
+                thread::yield_now();
+            }
+        }
+        disk.close();
+        dir.join(LOG).join("0000000000000001.raftlog")
+    }
+
+    #[test]
+    fn a_damaged_end_that_was_acknowledged_is_refused_each_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write_entries(dir.path(), 3);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let last = bytes.iter().rposition(|byte| *byte == 7).unwrap();
+        bytes[last] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        for _ in 0..2 {
+            let refused = Disk::open(dir.path(), 0, &Bell::new().unwrap()).err().expect("it is refused");
+            assert!(matches!(refused, DiskError::Short { last: 2, synced: 3, .. }), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_torn_end_that_was_not_acknowledged_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write_entries(dir.path(), 3);
+        let bytes = std::fs::read(&path).unwrap();
+        let last = bytes.iter().rposition(|byte| *byte == 7).unwrap();
+        std::fs::write(&path, &bytes[..last]).unwrap();
+        // As it is when the process is killed in the middle of its third write.
+        Mark::open(dir.path()).unwrap().set(2);
+        let (disk, recovered) = Disk::open(dir.path(), 0, &Bell::new().unwrap()).unwrap();
+        assert_eq!(recovered.entries.len(), 2);
+        disk.close();
     }
 
     #[test]
