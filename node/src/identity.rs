@@ -41,7 +41,7 @@ impl NodeIdentity {
     pub fn open(dir: impl AsRef<Path>, preset: Option<NodeId>) -> Result<NodeIdentity, IdentityError> {
         let dir = dir.as_ref();
         let failed = |what| move |source| IdentityError::Io { dir: dir.to_owned(), what, source };
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("cannot create"))?;
+        create(dir).map_err(failed("cannot create"))?;
         let lock = lock(dir)?;
 
         let (node_path, boot_path) = (dir.join("NODE"), dir.join("BOOT"));
@@ -83,6 +83,24 @@ impl NodeIdentity {
         let boot = BootNonce::new(start_counter, random_bits().map_err(failed("cannot draw random bits"))?);
         Ok(NodeIdentity { node, boot, _lock: lock })
     }
+}
+
+/// Makes the directory and those above it that are missing, so that after return none of them can vanish in a crash.
+fn create(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    };
+    create(parent)?;
+    match DirBuilder::new().mode(0o700).create(dir) {
+        // Somebody else made it meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+        made => made?,
+    }
+    File::open(parent)?.sync_all()
 }
 
 fn lock(dir: &Path) -> Result<File, IdentityError> {
@@ -130,7 +148,7 @@ mod tests {
     #[test]
     fn the_node_stays_and_the_boot_rises() {
         let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().join("worker-1");
+        let dir = dir.path().join("cluster/worker-1");
         let first = NodeIdentity::open(&dir, None).unwrap();
         let (node, boot) = (first.node, first.boot);
         drop(first);
