@@ -176,14 +176,20 @@ impl Outgoing {
     /// Hands the frame to `socket` without waiting. After an error the frame is still ours.
     pub(crate) fn send(mut self, socket: &mut zmq::Socket, more: bool) -> Result<(), zmq::Error> {
         let flags = zmq::DONTWAIT | if more { zmq::SNDMORE } else { 0 };
-        // SAFETY: an initialised message and a live socket of this thread. After success libzmq has left an empty
-        // message behind, which `drop` may close like any other.
-        let status = unsafe { zmq_sys::zmq_msg_send(&mut self.0, socket.as_mut_ptr(), flags as c_int) };
-        if status >= 0 {
-            return Ok(());
+        loop {
+            // SAFETY: an initialised message and a live socket of this thread. After success libzmq has left an empty
+            // message behind, which `drop` may close like any other.
+            let status = unsafe { zmq_sys::zmq_msg_send(&mut self.0, socket.as_mut_ptr(), flags as c_int) };
+            if status >= 0 {
+                return Ok(());
+            }
+            // SAFETY: reads this thread's error number.
+            match zmq::Error::from_raw(unsafe { zmq_sys::zmq_errno() }) {
+                // A signal came while libzmq looked at its mailbox; nothing was taken.
+                zmq::Error::EINTR => {}
+                error => return Err(error),
+            }
         }
-        // SAFETY: reads this thread's error number.
-        Err(zmq::Error::from_raw(unsafe { zmq_sys::zmq_errno() }))
     }
 }
 
