@@ -495,6 +495,36 @@ fn a_worker_that_registers_in_our_reign_blocks_nothing() {
 }
 
 #[test]
+fn a_snapshot_in_our_reign_unblocks_only_those_who_registered_in_the_gap() {
+    let mut stage = a_fresh_load_balancer();
+    let frame = submit(j(1), 2, &wire::job::JobSpec::default());
+    let (mut one, mut two, three) = (Worker::number(1), Worker::number(2), Worker::number(3));
+    let job = || LogEvent::JobSnapshot {
+        number: 1,
+        submitted_at: WallTime(0),
+        frame: &frame,
+        ended: vec![],
+        attempts: vec![],
+    };
+    let node = |worker: &Worker| LogEvent::NodeRegistered { node: record_of(worker) };
+    stage.snapshot(&[node(&one), node(&two), job()]);
+    stage.grant(1);
+    one.epoch = 1;
+    stage.hears(one.peer, &one.inventory(&[]));
+    let grant = LogEvent::EpochGranted { load_balancer: US, boot: OUR_BOOT, epoch: 1 };
+    stage.snapshot(&[node(&one), node(&two), node(&three), grant, job()]);
+    stage.hears(one.peer, &one.inventory(&[]));
+    // The second worker may hold the job from an epoch before ours, whether or not its registration is told again.
+    stage.pass(ms(2_000), &[&one]);
+    let is_given = |said: &Said| matches!(said, Said::Request { .. });
+    assert!(!stage.said().iter().any(is_given));
+    // The third is as silent, but nobody before us can have given it anything.
+    two.epoch = 1;
+    stage.hears(two.peer, &two.inventory(&[running(j(1), r(0, 1), 1)]));
+    assert_eq!(stage.said(), [first_request(w(1), 1, j(1), r(1, 1), 1)]);
+}
+
+#[test]
 fn what_is_canceled_is_killed_until_the_worker_says_so() {
     let (mut stage, mut one, _) = two_workers(3);
     stage.submit(j(1), 4);

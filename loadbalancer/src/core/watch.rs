@@ -215,11 +215,13 @@ impl LoadBalancer {
         worker.cpus_milli = record.cpus_milli;
         worker.memory = record.memory;
         worker.is_draining = record.state == NodeState::Draining;
-        // A snapshot lists all boots again; only one that our view did not have was registered since.
+        // A snapshot lists all boots again. Our view had all registrations up to its index, and that was past our grant:
+        // a boot that it did not have was registered later still.
         let is_new = record.boot > std::mem::replace(&mut worker.registered, record.boot);
-        // A primary gives a boot something only once its view of the log has the boot's registration. This one stands
+        // A primary gives a boot something only once its view of the log has the boot's registration: the worker tells
+        // no inventory before its welcome, and each inventory waits for the welcome's index. This registration stands
         // in the log after our epoch; who had read so far knew that he was primary no more. So no epoch before ours
-        // has given it anything.
+        // has given this boot anything, and what boots before it had is dead with them.
         if is_reigning && is_after_grant && is_new {
             worker.may_hold = false;
         }
