@@ -13,6 +13,7 @@
 //!
 //! Everything but the identity and the cache belongs to one boot: the next one finds it stale and removes it.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
@@ -159,35 +160,93 @@ pub(super) fn make_empty(path: &Path, found: Found, sweeper: &mut Sweeper) -> io
     fs::create_dir(path)
 }
 
+/// So often is a tree gone over that somebody else removes at the same time.
+const REMOVE_PASSES_MAX: u32 = 8;
+
 /// Removes a file or a whole tree, also where its owner has taken the rights to it away. What is not there is removed.
+///
+/// A program may leave directories in one another, ten thousand deep: no stack is deep enough to follow them down, and no
+/// path long enough to name the last. So nobody goes down: what lies deeper than one level is first moved up.
 pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
-    let metadata = match fs::symlink_metadata(path) {
+    for _ in 1..REMOVE_PASSES_MAX {
+        match remove_tree_once(path) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
+            removed => return removed,
+        }
+    }
+    remove_tree_once(path)
+}
+
+fn remove_tree_once(root: &Path) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(root) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         metadata => metadata?,
     };
     if !metadata.is_dir() {
-        return fs::remove_file(path);
+        return gone(fs::remove_file(root));
     }
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            allow_removal(path)?;
-            fs::remove_dir_all(path)
-        }
-        removed => removed,
+    let mut number = 0;
+    // Directories that lie in the root itself.
+    let mut waiting: Vec<OsString> = Vec::new();
+    empty_directory(root, |name, _| {
+        waiting.push(name);
+        Ok(())
+    })?;
+    while let Some(name) = waiting.pop() {
+        let directory = root.join(name);
+        empty_directory(&directory, |_, child| {
+            // Moving a directory changes its entry `..`, so it takes the right to write to it.
+            gone(fs::set_permissions(child, Permissions::from_mode(0o700)))?;
+            let name = move_up(child, root, &mut number)?;
+            waiting.extend(name);
+            Ok(())
+        })?;
+        gone(fs::remove_dir(&directory))?;
     }
+    gone(fs::remove_dir(root))
 }
 
-/// Gives every directory of a tree the rights that its removal needs.
-fn allow_removal(path: &Path) -> io::Result<()> {
-    fs::set_permissions(path, Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(path)? {
+/// Removes the files of a directory and hands its directories, by name and path, to `take`.
+fn empty_directory(path: &Path, mut take: impl FnMut(OsString, &Path) -> io::Result<()>) -> io::Result<()> {
+    gone(fs::set_permissions(path, Permissions::from_mode(0o700)))?;
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
         // Not followed: a link may point anywhere.
         if entry.file_type()?.is_dir() {
-            allow_removal(&entry.path())?;
+            take(entry.file_name(), &entry.path())?;
+        } else {
+            gone(fs::remove_file(entry.path()))?;
         }
     }
     Ok(())
+}
+
+/// Moves a directory into `root` under a name that nobody has there; `None` = somebody else was faster.
+fn move_up(path: &Path, root: &Path, number: &mut u64) -> io::Result<Option<OsString>> {
+    loop {
+        *number += 1;
+        let name = OsString::from(format!(".zg-{number}"));
+        match fs::rename(path, root.join(&name)) {
+            Ok(()) => return Ok(Some(name)),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound => return Ok(None),
+                ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty | ErrorKind::NotADirectory => {}
+                _ => return Err(error),
+            },
+        }
+    }
+}
+
+/// What is not there any more is as good as removed.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 #[cfg(test)]
@@ -237,5 +296,36 @@ mod tests {
         remove_tree(&tree).expect("it goes");
         assert!(!tree.exists());
         remove_tree(&tree).expect("it is gone");
+    }
+
+    /// A chain of directories that no path can name and no stack can follow.
+    fn make_chain(root: &Path, depth: usize) {
+        fs::create_dir(root).expect("made");
+        // It grows at the top, so that each step is short: the chain so far moves into a new directory.
+        fs::create_dir(root.join("chain")).expect("made");
+        for _ in 0..depth {
+            fs::create_dir(root.join("next")).expect("made");
+            fs::rename(root.join("chain"), root.join("next/chain")).expect("moved");
+            fs::rename(root.join("next"), root.join("chain")).expect("moved");
+        }
+    }
+
+    #[test]
+    fn a_chain_of_directories_longer_than_any_stack_is_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let tree = dir.path().join("tree");
+        make_chain(&tree, 1_500);
+        // Names in the way of those that are moved up.
+        fs::write(tree.join(".zg-1"), "").expect("written");
+        fs::create_dir_all(tree.join(".zg-2/x")).expect("made");
+        fs::create_dir_all(tree.join("chain/.zg-3")).expect("made");
+        std::os::unix::fs::symlink("/etc", tree.join("chain/link")).expect("made");
+        // As small as the stacks of helpers are.
+        let removed = std::thread::Builder::new().stack_size(64 * 1024).spawn(move || {
+            remove_tree(&tree).expect("it goes");
+            assert!(!tree.exists());
+        });
+        removed.expect("it starts").join().expect("it ends well");
+        assert!(Path::new("/etc/passwd").exists());
     }
 }
