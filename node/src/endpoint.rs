@@ -7,7 +7,7 @@
 
 mod arrival;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::frame::{Frame, Frames};
 use crate::process::Process;
 use crate::queue::{Queue, Room};
-use crate::socket::{self, Attempt, Change, KeyPair};
+use crate::socket::{self, Attempt, Change, KeyPair, Monitor};
 use crate::table::Table;
 use crate::zap::AllowList;
 
@@ -132,6 +132,8 @@ pub enum SendError {
 
 struct Router {
     socket: zmq::Socket,
+    /// As `Dealer::is_readable`.
+    is_readable: bool,
     class: PeerClass,
     is_local: bool,
     bound: String,
@@ -139,13 +141,23 @@ struct Router {
 
 struct Dealer {
     socket: zmq::Socket,
-    monitor: zmq::Socket,
+    /// The last poll found something to read, and no drain has read to its end since. Asking libzmq once more costs a
+    /// system call.
+    is_readable: bool,
+    monitor: Monitor,
     address: String,
     server: Option<ClientKey>,
     grant: Grant,
     identity: Identity,
     is_connected: bool,
     queue: Queue,
+}
+
+/// A socket that messages come from.
+#[derive(Clone, Copy)]
+enum Source {
+    Router(usize),
+    Dealer(PeerId),
 }
 
 pub struct Endpoint {
@@ -239,7 +251,7 @@ impl Endpoint {
         }
         let bound = socket.get_last_endpoint()?.map_err(|_| failed(zmq::Error::EINVAL))?;
         tracing::info!(address = bound, ?class, "bound");
-        self.routers.push(Router { socket, class, is_local, bound });
+        self.routers.push(Router { socket, is_readable: false, class, is_local, bound });
         Ok(())
     }
 
@@ -275,6 +287,7 @@ impl Endpoint {
         let identity = Identity { role, node: None, key: server_key.unwrap_or_default(), class };
         let dealer = Dealer {
             socket,
+            is_readable: false,
             monitor,
             address: address.into(),
             server: server_key,
@@ -287,11 +300,7 @@ impl Endpoint {
         Ok(peer)
     }
 
-    fn open_dealer(
-        &self,
-        address: &str,
-        server: Option<ClientKey>,
-    ) -> Result<(zmq::Socket, zmq::Socket), EndpointError> {
+    fn open_dealer(&self, address: &str, server: Option<ClientKey>) -> Result<(zmq::Socket, Monitor), EndpointError> {
         let curve = match (server, &self.keys) {
             (None, _) => None,
             (Some(server), Some(keys)) => Some((keys, server)),
@@ -336,7 +345,7 @@ impl Endpoint {
         for dealer in self.dealers.values() {
             let events = if dealer.queue.is_empty() { zmq::POLLIN } else { zmq::POLLIN | zmq::POLLOUT };
             items.push(dealer.socket.as_poll_item(events));
-            items.push(dealer.monitor.as_poll_item(zmq::POLLIN));
+            items.push(zmq::PollItem::from_fd(dealer.monitor.fd, zmq::POLLIN));
         }
         items.extend(also.map(|also| zmq::PollItem::from_fd(also.as_raw_fd(), zmq::POLLIN)));
         match zmq::poll(&mut items, timeout_ms) {
@@ -344,8 +353,16 @@ impl Endpoint {
             Ok(_) | Err(zmq::Error::EINTR) => {}
             Err(error) => panic!("cannot poll our own sockets: {error}"),
         }
-        let is_rung = items[0].is_readable();
-        self.bell.wake_up(is_rung);
+        let readable: Vec<bool> = items.iter().map(zmq::PollItem::is_readable).collect();
+        self.bell.wake_up(readable[0]);
+        let (routers, dealers) = readable[1..].split_at(self.routers.len());
+        for (router, is_readable) in self.routers.iter_mut().zip(routers) {
+            router.is_readable |= is_readable;
+        }
+        for (dealer, pair) in self.dealers.values_mut().zip(dealers.chunks_exact(2)) {
+            dealer.is_readable |= pair[0];
+            dealer.monitor.is_readable |= pair[1];
+        }
     }
 
     fn timeout_ms(&self, deadline: Option<Instant>) -> i64 {
@@ -358,8 +375,8 @@ impl Endpoint {
         timeout.as_micros().div_ceil(1_000).min(TIMEOUT_MAX_MS) as i64
     }
 
-    /// Hands up to `max` messages, each whole, to `each`, and returns how many it handed. A message that admission
-    /// refuses is answered here, and counts towards `max`.
+    /// Hands up to `max` messages, each whole, to `each`, and returns how many it handed. Only sockets in which `wait` has
+    /// found something are read. A message that admission refuses is answered here, and counts towards `max`.
     pub fn drain(&mut self, max: usize, each: &mut dyn FnMut(PeerId, &Identity, Vec<Frame>)) -> usize {
         self.turn += 1;
         let now = self.clock.now();
@@ -367,29 +384,53 @@ impl Endpoint {
         self.follow_connections();
         self.flush(now);
 
-        let dealers: Vec<PeerId> = self.dealers.keys().copied().collect();
-        let sources = self.routers.len() + dealers.len();
-        let (mut taken, mut handed, mut quiet) = (0, 0, 0);
+        let mut sources = self.readable();
         // Another source begins each turn, so that the limit does not always fall on the same ones.
-        let mut source = self.turn as usize;
-        while taken < max && quiet < sources {
-            source = (source + 1) % sources;
+        let first = self.turn as usize % sources.len().max(1);
+        sources.rotate_left(first);
+        let (mut taken, mut handed) = (0, 0);
+        while taken < max
+            && let Some(source) = sources.pop_front()
+        {
             let batch_max = BATCH_MAX.min(max - taken);
             let mut batch = 0;
             while batch < batch_max {
-                let delivered = match source.checked_sub(self.routers.len()) {
-                    None => self.take_from_router(source, each),
-                    Some(index) => self.take_from_dealer(dealers[index], each),
+                let delivered = match source {
+                    Source::Router(router) => self.take_from_router(router, each),
+                    Source::Dealer(peer) => self.take_from_dealer(peer, each),
                 };
                 let Some(delivered) = delivered else { break };
                 batch += 1;
                 handed += usize::from(delivered);
             }
             taken += batch;
-            quiet = if batch < batch_max { quiet + 1 } else { 0 };
+            if batch == batch_max {
+                sources.push_back(source);
+            } else {
+                self.set_read(source);
+            }
         }
-        self.has_more = quiet < sources;
+        self.has_more = !sources.is_empty();
         handed
+    }
+
+    fn readable(&self) -> VecDeque<Source> {
+        let routers = self.routers.iter().enumerate().filter(|(_, router)| router.is_readable);
+        let dealers = self.dealers.iter().filter(|(_, dealer)| dealer.is_readable);
+        let routers = routers.map(|(index, _)| Source::Router(index));
+        routers.chain(dealers.map(|(peer, _)| Source::Dealer(*peer))).collect()
+    }
+
+    /// A source was read to its end.
+    fn set_read(&mut self, source: Source) {
+        match source {
+            Source::Router(router) => self.routers[router].is_readable = false,
+            Source::Dealer(peer) => {
+                if let Some(dealer) = self.dealers.get_mut(&peer) {
+                    dealer.is_readable = false;
+                }
+            }
+        }
     }
 
     /// Removed certificates count within a second, on connections that stand too.
@@ -407,7 +448,7 @@ impl Endpoint {
     fn follow_connections(&mut self) {
         let mut broken = Vec::new();
         for (peer, dealer) in &mut self.dealers {
-            while let Some(change) = socket::next_change(&dealer.monitor) {
+            while let Some(change) = dealer.monitor.next_change() {
                 let was_connected = std::mem::replace(&mut dealer.is_connected, change == Change::Connected);
                 tracing::debug!(address = dealer.address, ?change, "connection");
                 if was_connected && change == Change::Disconnected {

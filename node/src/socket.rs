@@ -1,5 +1,6 @@
 //! How our ZeroMQ sockets are set up, and how whole messages go in and out of them.
 
+use std::os::fd::RawFd;
 use std::os::raw::c_int;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -82,7 +83,7 @@ pub(crate) fn dealer(
     address: &str,
     curve: Option<(&KeyPair, ClientKey)>,
     routing_id: &[u8],
-) -> Result<(zmq::Socket, zmq::Socket), zmq::Error> {
+) -> Result<(zmq::Socket, Monitor), zmq::Error> {
     let socket = socket(context, zmq::DEALER, curve.is_some())?;
     // Without a connection nothing is queued in libzmq: the queue for that is ours, and bounded in bytes.
     socket.set_immediate(true)?;
@@ -101,7 +102,7 @@ pub(crate) fn dealer(
     Ok((socket, monitor))
 }
 
-fn monitor(context: &zmq::Context, socket: &zmq::Socket) -> Result<zmq::Socket, zmq::Error> {
+fn monitor(context: &zmq::Context, socket: &zmq::Socket) -> Result<Monitor, zmq::Error> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let endpoint = format!("inproc://monitor-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let events = zmq_sys::ZMQ_EVENT_HANDSHAKE_SUCCEEDED | zmq_sys::ZMQ_EVENT_DISCONNECTED;
@@ -109,7 +110,19 @@ fn monitor(context: &zmq::Context, socket: &zmq::Socket) -> Result<zmq::Socket, 
     let monitor = context.socket(zmq::PAIR)?;
     monitor.set_linger(0)?;
     monitor.connect(&endpoint)?;
-    Ok(monitor)
+    // Something may have come while it connected.
+    Ok(Monitor { fd: monitor.get_fd()?, socket: monitor, is_readable: true })
+}
+
+/// Tells what becomes of a DEALER's connection.
+pub(crate) struct Monitor {
+    socket: zmq::Socket,
+    /// Becomes readable when libzmq has something for `socket`, and stays so until it is read to its end. That much is
+    /// true only of a socket on which nothing is ever sent: sending would take notice of what has come, too. So a
+    /// monitor, other than a DEALER, can be polled without asking libzmq.
+    pub(crate) fd: RawFd,
+    /// The last poll found `fd` readable, or nobody has read yet.
+    pub(crate) is_readable: bool,
 }
 
 /// What became of a DEALER's connection.
@@ -119,16 +132,23 @@ pub(crate) enum Change {
     Disconnected,
 }
 
-/// The next thing that a DEALER's monitor tells.
-pub(crate) fn next_change(monitor: &zmq::Socket) -> Option<Change> {
-    loop {
-        let (frames, _) = receive(monitor, 2)?;
-        let event = frames.first().and_then(|frame| frame.first_chunk::<2>()).map(|bytes| u16::from_ne_bytes(*bytes));
-        match event.map(u32::from) {
-            Some(zmq_sys::ZMQ_EVENT_HANDSHAKE_SUCCEEDED) => return Some(Change::Connected),
-            Some(zmq_sys::ZMQ_EVENT_DISCONNECTED) => return Some(Change::Disconnected),
-            Some(_) | None => {}
+impl Monitor {
+    /// The next thing that it tells, of what the last poll has found.
+    pub(crate) fn next_change(&mut self) -> Option<Change> {
+        while self.is_readable {
+            let Some((frames, _)) = receive(&self.socket, 2) else {
+                self.is_readable = false;
+                break;
+            };
+            let event =
+                frames.first().and_then(|frame| frame.first_chunk::<2>()).map(|bytes| u16::from_ne_bytes(*bytes));
+            match event.map(u32::from) {
+                Some(zmq_sys::ZMQ_EVENT_HANDSHAKE_SUCCEEDED) => return Some(Change::Connected),
+                Some(zmq_sys::ZMQ_EVENT_DISCONNECTED) => return Some(Change::Disconnected),
+                Some(_) | None => {}
+            }
         }
+        None
     }
 }
 
