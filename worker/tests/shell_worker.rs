@@ -3,6 +3,7 @@
 mod site;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -155,6 +156,34 @@ fn chunks_that_write_nothing_are_reported_and_those_that_write_are_stored_first(
         assert!(result.started_at.0 > 0 && result.max_rss_kib > 0);
     }
     assert_eq!(site.repeated, 0);
+}
+
+#[test]
+fn an_output_that_does_not_keep_still_harms_no_other() {
+    let mut site = Site::new();
+    let _running = site.start_in_cluster();
+    let live = site.path("live");
+    std::fs::write(&live, [0; 4096]).expect("written");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = std::fs::OpenOptions::new().write(true).open(&live).expect("opened");
+            let until = Instant::now() + Duration::from_secs(60);
+            let mut round = 0u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) && Instant::now() < until {
+                round += 1;
+                file.write_all_at(&round.to_le_bytes(), 0).expect("written");
+            }
+        });
+        let link =
+            format!("[ {{}} != 2 ] || ln {} $ZG_OUTPUT_DIR/live; echo {{}} > $ZG_OUTPUT_DIR/own", live.display());
+        let spec = JobSpec { arguments: words(&["sh", "-c", &link]), array: array("1-6"), ..JobSpec::default() };
+        let job = site.run(b"", &[], &spec);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let still: Vec<u32> = (0..6).filter(|chunk| site.results[&(job, *chunk)].cause == Cause::None).collect();
+        assert!([0, 2, 3, 4, 5].iter().all(|chunk| still.contains(chunk)), "{still:?}");
+        assert!(still.iter().all(|chunk| site.results[&(job, *chunk)].bundle.is_some()));
+    });
 }
 
 #[test]

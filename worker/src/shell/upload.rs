@@ -10,7 +10,7 @@ use std::thread;
 use content::{PutError, Source};
 use node::channel::{self, Outbox};
 use wire::record::{Bundle, StoredFile};
-use wire::{Duration, FileId, Hash, JobId};
+use wire::{Duration, ErrorCode, FileId, Hash, JobId};
 
 use super::outbox::Kept;
 use super::program::Surroundings;
@@ -25,6 +25,8 @@ const SEGMENT_SIZE_MIN: u64 = 64 << 20;
 const CLASS_RESULT: u8 = 1;
 /// How long a put may take: this, and a second more for each MiB.
 const PUT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often content may turn out to have changed since it was hashed.
+const CHANGES_MAX: u32 = 3;
 /// Between two rounds of asking all storage nodes.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
 
@@ -71,17 +73,22 @@ impl Uploader {
 
     /// Stores what runs of one job wrote, in as few files as the size allows. An error: nobody wants to know any more.
     fn store(&mut self, of_job: &[Arc<Kept>]) -> Result<(), ()> {
-        let mut segment = Segment::default();
-        for kept in of_job {
-            segment.add(kept, &self.surroundings, self.output_size_max);
-            if segment.length >= SEGMENT_SIZE_MIN {
-                self.finish(std::mem::take(&mut segment))?;
+        let mut rest = of_job;
+        while !rest.is_empty() {
+            let mut segment = Segment::default();
+            let mut taken = 0;
+            while taken < rest.len() && segment.length < SEGMENT_SIZE_MIN {
+                segment.add(&rest[taken], &self.surroundings, self.output_size_max);
+                taken += 1;
             }
+            let (together, after) = rest.split_at(taken);
+            self.finish(segment, together)?;
+            rest = after;
         }
-        if segment.parcels.is_empty() { Ok(()) } else { self.finish(segment) }
+        Ok(())
     }
 
-    fn finish(&mut self, segment: Segment) -> Result<(), ()> {
+    fn finish(&mut self, segment: Segment, together: &[Arc<Kept>]) -> Result<(), ()> {
         let Segment { parts, mut parcels, length } = segment;
         let mut file = None;
         if length > 0 {
@@ -91,6 +98,10 @@ impl Uploader {
                         bundle.file = stored.file;
                     }
                     file = Some(stored);
+                }
+                // One of them cannot be read: killed meanwhile, or still written to. The others are not to suffer.
+                Err(_) if together.len() > 1 => {
+                    return together.iter().try_for_each(|kept| self.store(std::slice::from_ref(kept)));
                 }
                 Err(error) => {
                     tracing::error!(%error, "outputs cannot be read and are lost");
@@ -103,15 +114,16 @@ impl Uploader {
         self.done.send(Uploaded { file, parcels }).map_err(drop)
     }
 
-    /// Puts until it is stored; only what cannot be read here is an error.
+    /// Puts until it is stored; only what cannot be read here, or does not keep still, is an error.
     fn put(&mut self, mut source: Source) -> Result<StoredFile, PutError> {
-        let hash = source.hash()?;
         let timeout = PUT_TIMEOUT + Duration::from_secs(source.length() >> 20);
+        let mut changes = 0;
+        let mut hash = source.hash()?;
         loop {
             let nodes = self.connections.endpoints();
             let mut why = "no storage node is known yet".to_owned();
             // Every worker asks in the order of the hash, so that load spreads over the nodes.
-            for at in in_order(&hash, nodes.len()) {
+            for at in in_order(hash, nodes.len()) {
                 let put = match self.connections.to(&nodes[at]) {
                     Ok(holder) => holder.put_hashed(&mut source, hash, CLASS_RESULT, timeout),
                     Err(error) => {
@@ -122,6 +134,16 @@ impl Uploader {
                 match put {
                     Ok(stored) => return Ok(stored),
                     Err(error @ PutError::Local { .. }) => return Err(error),
+                    // Something still writes to an output, through a hard link say: what is there now is as good.
+                    Err(error @ PutError::Refused { code: ErrorCode::HashMismatch, .. }) => {
+                        changes += 1;
+                        if changes > CHANGES_MAX {
+                            return Err(error);
+                        }
+                        hash = source.hash()?;
+                        why = format!("{}: {error}", nodes[at].endpoint);
+                        break;
+                    }
                     Err(error) => why = format!("{}: {error}", nodes[at].endpoint),
                 }
             }
@@ -132,7 +154,7 @@ impl Uploader {
 }
 
 /// Positions `0..count`, begun at one that the hash picks.
-fn in_order(hash: &Hash, count: usize) -> impl Iterator<Item = usize> {
+fn in_order(hash: Hash, count: usize) -> impl Iterator<Item = usize> {
     let first = usize::from(hash.0[0]);
     (0..count).map(move |at| (first + at) % count)
 }

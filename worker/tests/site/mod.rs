@@ -279,7 +279,12 @@ impl Site {
             }
             Message::PutCommit(commit, _) => {
                 let expected = Expected::Hash(commit.hash);
-                let done = self.store.commit(commit.upload.get(), expected, commit.file_length.get()).expect("right");
+                let committed = self.store.commit(commit.upload.get(), expected, commit.file_length.get());
+                let Ok(done) = committed else {
+                    let (code, kind) = (wire::ErrorCode::HashMismatch, Some(wire::Kind::PutCommit));
+                    let frame = wire::error_frame(node, code, kind, commit.request.get(), JobId::NIL, "changed");
+                    return self.storage.send(came.from, frame);
+                };
                 let fixed = PutDone {
                     request: commit.request,
                     upload: commit.upload,
