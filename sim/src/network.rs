@@ -47,6 +47,8 @@ pub fn host_at(endpoint: &str) -> Option<Host> {
 #[derive(Clone, Debug)]
 pub struct Envelope {
     pub from: Host,
+    /// The boot that sent it.
+    pub from_boot: u64,
     pub to: Host,
     /// The boot that it is meant for; `None` = whichever serves that address.
     pub to_boot: Option<u64>,

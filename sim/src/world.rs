@@ -264,7 +264,11 @@ impl World {
         }
         match due {
             Due::Arrival(envelope) => {
-                if self.is_for_this_boot(envelope.to, envelope.to_boot) {
+                // File transfer leans on the order of its connection: what a storage node said before it died does not
+                // come after it has started again.
+                let is_bygone =
+                    envelope.from == STORAGE && envelope.from_boot != u64::from(self.machines[STORAGE.0].boots);
+                if !is_bygone && self.is_for_this_boot(envelope.to, envelope.to_boot) {
                     self.arrive(envelope);
                 }
             }
@@ -348,7 +352,7 @@ impl World {
             if let Some(log) = &mut self.sent {
                 log.push(Sent { at: self.now, from, to, frame: frames[0].clone() });
             }
-            let envelope = Envelope { from, to, to_boot, sender, frames };
+            let envelope = Envelope { from, from_boot: boots, to, to_boot, sender, frames };
             let filter = self.filters.iter_mut().find(|filter| filter.is_on && (filter.which)(&envelope));
             if let Some(filter) = filter {
                 filter.held.iter_mut().for_each(|held| held.push(envelope.clone()));

@@ -126,7 +126,8 @@ impl StorageDisk {
             return Outcome::Failed { code: ErrorCode::UploadUnknown, detail: "simulated".into() };
         };
         if hash_bytes(&bytes) != hash || bytes.len() as u64 != length {
-            return Outcome::Failed { code: ErrorCode::HashMismatch, detail: "simulated".into() };
+            let detail = format!("simulated: {} bytes are here, {length} are announced", bytes.len());
+            return Outcome::Failed { code: ErrorCode::HashMismatch, detail };
         }
         self.files.insert(file, bytes);
         Outcome::Committed { file, hash, length }
