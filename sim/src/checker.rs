@@ -73,8 +73,8 @@ impl Checker {
     pub fn after_turn(&mut self, machines: &[Machine], host: Host, journal: &Journal, now: Instant) {
         match machines[host.0].process.as_ref() {
             Some(Process::Master(shell)) => {
-                for effect in self.history.advance(shell, machines, journal, now) {
-                    self.reruns.on_effect(effect, machines);
+                for effect in self.history.advance(shell, machines, journal) {
+                    self.reruns.on_effect(effect);
                 }
             }
             Some(Process::LoadBalancer(shell)) => self.reruns.on_load_balancer(shell, machines, &self.history, now),

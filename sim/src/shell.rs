@@ -132,8 +132,7 @@ impl Process {
     /// A server that this process is connected to has started again.
     pub fn reconnected(&mut self, server: Host, outside: &mut Outside<'_>) {
         match self {
-            Self::Master(_) | Self::Storage(_) | Self::Client(_) => {}
-            Self::LoadBalancer(shell) => shell.reconnected(server, outside),
+            Self::Master(_) | Self::LoadBalancer(_) | Self::Storage(_) | Self::Client(_) => {}
             Self::Worker(shell) => shell.reconnected(server, outside),
         }
     }

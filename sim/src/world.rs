@@ -17,7 +17,7 @@ use crate::checker::Checker;
 use crate::client::Habit;
 use crate::disk::{MasterDisk, StorageDisk};
 use crate::network::{self, Envelope, Host, Network, Weather};
-use crate::process::{Ending, Journal};
+use crate::process::Journal;
 use crate::shell::{Disk, Frames, Outside, Process};
 use crate::trace::Trace;
 
@@ -202,10 +202,6 @@ impl World {
         &self.machines[host.0]
     }
 
-    pub fn host_of(&self, node: NodeId) -> Option<Host> {
-        self.machines.iter().find(|machine| machine.node == node).map(|machine| machine.host)
-    }
-
     pub fn chance(&mut self) -> &mut Chance {
         &mut self.chance
     }
@@ -365,16 +361,6 @@ impl World {
     /// Looks at everything once more at the end of the calm.
     pub fn check_end(&mut self) {
         self.checker.check_end(&self.machines, &self.journal);
-    }
-
-    /// Programs that run now, by their worker's machine.
-    pub fn programs(&self) -> usize {
-        self.journal.runs.iter().filter(|run| run.ended.is_none()).count()
-    }
-
-    /// True when the run ended well.
-    pub fn ran_well(&self, job: wire::JobId, chunk: u32) -> bool {
-        self.journal.of_chunk(job, chunk).any(|run| matches!(run.ended, Some((_, Ending::Well))))
     }
 }
 

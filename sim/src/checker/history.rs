@@ -23,8 +23,8 @@ const ENTRIES_PER_COMPARISON: u64 = 64;
 /// What an entry did that may excuse a second run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
-    /// A worker's boot was declared lost with these chunks.
-    Lost { worker: NodeId, boot: BootNonce, job: JobId, range: ChunkRange },
+    /// A worker that lives was declared lost with these chunks.
+    Lost { job: JobId, range: ChunkRange },
     /// A success was accepted that had reached the leader only after its worker's boot had died.
     Outlived { job: JobId, range: ChunkRange },
 }
@@ -78,13 +78,7 @@ impl History {
     }
 
     /// Applies what the master has applied since.
-    pub fn advance(
-        &mut self,
-        shell: &MasterShell,
-        machines: &[Machine],
-        journal: &Journal,
-        _now: Instant,
-    ) -> Vec<Effect> {
+    pub fn advance(&mut self, shell: &MasterShell, machines: &[Machine], journal: &Journal) -> Vec<Effect> {
         let mut effects = Vec::new();
         let index = shell.core.state().index;
         while self.state.index < index {
@@ -187,7 +181,7 @@ impl History {
         }
         for item in &lost.items {
             let (job, range) = (item.job(), item.range());
-            effects.push(Effect::Lost { worker: lost.worker, boot: lost.boot, job, range });
+            effects.push(Effect::Lost { job, range });
         }
     }
 

@@ -131,8 +131,8 @@ impl Reruns {
         self.tainted.extend(taken);
     }
 
-    pub fn on_effect(&mut self, effect: Effect, _machines: &[Machine]) {
-        let (Effect::Lost { job, range, .. } | Effect::Outlived { job, range }) = effect;
+    pub fn on_effect(&mut self, effect: Effect) {
+        let (Effect::Lost { job, range } | Effect::Outlived { job, range }) = effect;
         self.tainted.extend(range.chunks().map(|chunk| (job, chunk)));
     }
 

@@ -4,7 +4,7 @@ use loadbalancer::core::{Action, Config, Event, LoadBalancer, Timings};
 use wire::PeerId;
 
 use super::{Identity, Outside};
-use crate::network::{self, Host};
+use crate::network;
 
 #[derive(Debug)]
 pub struct LoadBalancerShell {
@@ -37,8 +37,6 @@ impl LoadBalancerShell {
     pub fn peer_gone(&mut self, peer: PeerId, outside: &mut Outside<'_>) {
         self.step(Event::PeerGone { peer }, outside);
     }
-
-    pub fn reconnected(&mut self, _server: Host, _outside: &mut Outside<'_>) {}
 
     pub fn tick(&mut self, outside: &mut Outside<'_>) {
         self.step(Event::Tick, outside);
