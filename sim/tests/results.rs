@@ -65,6 +65,28 @@ fn canceled_chunks_are_killed() {
 }
 
 #[test]
+fn kill_is_said_again_after_a_late_request() {
+    let mut cluster = Cluster::with_workers(1);
+    let w1 = cluster.world.worker(1);
+    let requests = cluster.hold(LOAD_BALANCER, w1, Kind::WorkerRequest);
+    let job = cluster.submit(Plan::new(1, Behaviour::lasting(60 * SECOND)));
+    cluster.until("it is asked for", |cluster| cluster.was_asked(w1, job, 0));
+    cluster.cancel(job);
+    cluster.until("the worker says that it has nothing", |cluster| {
+        !cluster.sent(w1, LOAD_BALANCER, Kind::Killed).is_empty()
+    });
+    cluster.run(SECOND / 10);
+    // The request comes after all.
+    cluster.release(requests);
+    cluster.until("it runs", |cluster| cluster.runs(job, 0).len() == 1);
+    let since = cluster.world.now;
+    cluster.until("it runs no more", |cluster| cluster.worker(w1).core.running_count() == 0);
+    assert!(cluster.world.now.since(since) < 5 * SECOND, "what is canceled runs on");
+    cluster.settle();
+    assert_eq!(cluster.ended(job, 0), Some(ChunkState::Canceled));
+}
+
+#[test]
 fn old_failure_is_confirmed() {
     let mut cluster = Cluster::with_workers(2);
     let behaviour = Behaviour { fail_attempt_max: 1, ..Behaviour::lasting(4 * SECOND) };
