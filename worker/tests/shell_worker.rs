@@ -168,9 +168,10 @@ fn an_output_that_does_not_keep_still_harms_no_other() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let file = std::fs::OpenOptions::new().write(true).open(&live).expect("opened");
-            let until = Instant::now() + Duration::from_secs(60);
+            let clock = node::Clock::new();
+            let until = clock.now() + Duration::from_secs(60);
             let mut round = 0u64;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) && Instant::now() < until {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) && clock.now() < until {
                 round += 1;
                 file.write_all_at(&round.to_le_bytes(), 0).expect("written");
             }

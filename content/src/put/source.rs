@@ -31,7 +31,8 @@ pub enum Part {
 }
 
 impl Part {
-    fn length(&self) -> u64 {
+    /// Bytes.
+    pub fn length(&self) -> u64 {
         match self {
             Part::Bytes(bytes) => bytes.len() as u64,
             Part::File { length, .. } | Part::Open { length, .. } => *length,

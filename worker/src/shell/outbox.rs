@@ -55,7 +55,7 @@ pub(super) struct Packed {
     pub(super) parts: Vec<Part>,
     /// With the offset and the file still to be set.
     pub(super) bundle: Bundle,
-    /// A declared output is missing or there is too much: only the streams are kept.
+    /// A declared output is missing, cannot be read, or there is too much: only the streams are kept.
     pub(super) is_refused: bool,
 }
 
@@ -96,42 +96,67 @@ impl Kept {
     }
 
     /// Makes a bundle of what was kept; the files stay where they are.
-    pub(super) fn pack(&self, surroundings: &Surroundings, output_size_max: u64) -> io::Result<Packed> {
+    pub(super) fn pack(&self, surroundings: &Surroundings, output_size_max: u64) -> Packed {
+        let size_max = self.size_max(output_size_max);
         let mut found = Found::default();
-        let refusal = self.find(surroundings, output_size_max, &mut found)?;
-        if let Some(refusal) = &refusal {
-            found.notes.push(refusal.clone());
-            found.outputs.clear();
+        let read = self.find(surroundings, size_max, &mut found).and_then(|refusal| match refusal {
+            Some(refusal) => Ok(Err(refusal)),
+            None => found.entries().map(Ok),
+        });
+        match read {
+            Ok(Ok(entries)) => self.bundle(found, &entries, size_max, false),
+            Ok(Err(refusal)) => self.without_outputs(found.notes, refusal, size_max),
+            Err(error) => self.without_outputs(found.notes, format!("the outputs cannot be read: {error}"), size_max),
         }
-        let mut entries = Vec::with_capacity(found.outputs.len());
-        for output in &found.outputs {
-            let (hash, length) = hash_file(File::open(&output.path)?)?;
-            if length != output.length {
-                return Err(io::Error::other(format!("{} changes still", output.path.display())));
+    }
+
+    /// Makes a bundle of the streams alone, which says `why` there is no more.
+    pub(super) fn pack_streams(&self, why: String, output_size_max: u64) -> Packed {
+        self.without_outputs(Vec::new(), why, self.size_max(output_size_max))
+    }
+
+    /// Bytes that the run may keep.
+    fn size_max(&self, output_size_max: u64) -> u64 {
+        let of_job = self.order.spec.output_size_max;
+        if of_job > 0 { of_job } else { output_size_max }
+    }
+
+    fn without_outputs(&self, mut notes: Vec<String>, refusal: String, size_max: u64) -> Packed {
+        notes.push(refusal);
+        self.bundle(Found { notes, ..Found::default() }, &[], size_max, true)
+    }
+
+    fn bundle(&self, mut found: Found, entries: &[OutputEntry], size_max: u64, is_refused: bool) -> Packed {
+        let (stdout_length, stderr_length) = (length_of(&self.stdout), length_of(&self.stderr));
+        // A stream may have more than half only of what the other leaves: a flood on one does not drown the other.
+        let stdout_kept = stdout_length.min(size_max - stderr_length.min(size_max / 2));
+        let stderr_kept = stderr_length.min(size_max - stdout_kept);
+        for (stream, kept, length) in [("output", stdout_kept, stdout_length), ("error", stderr_kept, stderr_length)] {
+            if kept < length {
+                found.notes.push(format!("standard {stream} is cut: {} bytes more are not kept", length - kept));
             }
-            entries.push(OutputEntry { name: output.name.clone(), length, hash, mode: output.mode });
         }
-        let index = if entries.is_empty() { Vec::new() } else { encode_output_index(&entries) };
+        let index = if entries.is_empty() { Vec::new() } else { encode_output_index(entries) };
         let notes: String = found.notes.iter().map(|note| format!("zg: {note}\n")).collect();
         let bundle = Bundle {
             file: FileId::NIL,
             file_index: 0,
             offset: 0,
             index_length: index.len() as u64,
-            stdout_length: length_of(&self.stdout),
-            stderr_length: length_of(&self.stderr) + notes.len() as u64,
+            stdout_length: stdout_kept,
+            stderr_length: stderr_kept + notes.len() as u64,
             outputs_length: found.outputs.iter().map(|output| output.length).sum(),
         };
         let mut parts = vec![Part::Bytes(index)];
-        parts.extend(self.stdout.iter().chain(&self.stderr).map(part));
+        parts.extend(head(&self.stdout, stdout_kept).chain(head(&self.stderr, stderr_kept)));
         parts.push(Part::Bytes(notes.into_bytes()));
         let files = found.outputs.into_iter();
         parts.extend(files.map(|output| Part::File { path: output.path, offset: 0, length: output.length }));
-        Ok(Packed { parts, bundle, is_refused: refusal.is_some() })
+        Packed { parts, bundle, is_refused }
     }
 
     /// Finds everything that is to be kept; an answer says why it cannot be.
-    fn find(&self, surroundings: &Surroundings, output_size_max: u64, found: &mut Found) -> io::Result<Option<String>> {
+    fn find(&self, surroundings: &Surroundings, size_max: u64, found: &mut Found) -> io::Result<Option<String>> {
         if self.failure.is_some() {
             return Ok(self.failure.clone());
         }
@@ -152,7 +177,6 @@ impl Kept {
                 }
             }
         }
-        let size_max = if spec.output_size_max > 0 { spec.output_size_max } else { output_size_max };
         let length = found.length + length_of(&self.stdout) + length_of(&self.stderr);
         if length > size_max {
             return Ok(Some(format!("the outputs have {length} bytes, at most {size_max} are kept")));
@@ -218,6 +242,18 @@ impl Found {
         Ok(())
     }
 
+    /// What the index says of the outputs.
+    fn entries(&self) -> io::Result<Vec<OutputEntry>> {
+        let entry = |output: &Output| {
+            let (hash, length) = hash_file(File::open(&output.path)?)?;
+            if length != output.length {
+                return Err(io::Error::other(format!("'{}' changes still", bytes_text(&output.name))));
+            }
+            Ok(OutputEntry { name: output.name.clone(), length, hash, mode: output.mode })
+        };
+        self.outputs.iter().map(entry).collect()
+    }
+
     fn push(&mut self, output: Output) {
         self.length += output.length;
         self.names.insert(output.name.clone());
@@ -237,11 +273,16 @@ fn length_of(pieces: &[Piece]) -> u64 {
     pieces.iter().map(length).sum()
 }
 
-fn part(piece: &Piece) -> Part {
-    match piece {
-        Piece::Bytes(bytes) => Part::Bytes(bytes.clone()),
-        Piece::File { path, length } => Part::File { path: path.clone(), offset: 0, length: *length },
-    }
+/// The first `rest` bytes of a stream, or all of it.
+fn head(pieces: &[Piece], mut rest: u64) -> impl Iterator<Item = Part> {
+    pieces.iter().map(move |piece| {
+        let part = match piece {
+            Piece::Bytes(bytes) => Part::Bytes(bytes[..bytes.len().min(rest as usize)].to_vec()),
+            Piece::File { path, length } => Part::File { path: path.clone(), offset: 0, length: rest.min(*length) },
+        };
+        rest -= part.length();
+        part
+    })
 }
 
 #[cfg(test)]
@@ -270,7 +311,7 @@ mod tests {
     }
 
     fn pack(kept: &Kept, size_max: u64) -> (Bundle, Vec<u8>, bool) {
-        let packed = kept.pack(&Surroundings::new(NodeId([2; 16])), size_max).expect("it reads");
+        let packed = kept.pack(&Surroundings::new(NodeId([2; 16])), size_max);
         let length = packed.length();
         let mut source = Source::new(packed.parts);
         assert_eq!(source.length(), length);
@@ -306,7 +347,7 @@ mod tests {
         fs::create_dir(&work).expect("made");
         fs::write(work.join("a.txt"), "text").expect("written");
         kept.work = Some(work.clone());
-        let packed = kept.pack(&Surroundings::new(NodeId([2; 16])), 1_000).expect("it reads");
+        let packed = kept.pack(&Surroundings::new(NodeId([2; 16])), 1_000);
         fs::write(work.join("a.txt"), "changed").expect("written");
         let length = packed.length();
         let bytes = Source::new(packed.parts).read(0, length as usize).expect("it reads");
@@ -327,5 +368,37 @@ mod tests {
         fs::write(dir.path().join("out/large"), "large").expect("written");
         kept.out = Some(dir.path().join("out"));
         assert_eq!(pack(&kept, 7).1, b"outzg: the outputs have 8 bytes, at most 7 are kept\n");
+    }
+
+    #[test]
+    fn streams_beyond_the_limit_are_cut_and_standard_error_says_so() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let spool = dir.path().join("spool");
+        fs::write(&spool, "0123456789").expect("written");
+        let mut kept = a_kept(dir.path(), &[]);
+        kept.stdout.push(Piece::File { path: spool, length: 10 });
+        kept.stderr = vec![Piece::Bytes(b"err".to_vec())];
+        let (bundle, bytes, is_refused) = pack(&kept, 16);
+        assert!(!is_refused);
+        assert_eq!(bytes, b"out0123456789err");
+        let (bundle_cut, bytes, is_refused) = pack(&kept, 8);
+        assert!(is_refused);
+        let notes = "zg: the outputs have 16 bytes, at most 8 are kept\nzg: standard output is cut: 8 bytes more are not kept\n";
+        assert_eq!(String::from_utf8(bytes).expect("text"), format!("out01err{notes}"));
+        assert_eq!((bundle.stdout_length, bundle_cut.stdout_length), (13, 5));
+        // Both are too long: half each, even when the outputs were not looked for.
+        kept.failure = Some("no".into());
+        let notes = "zg: no\nzg: standard output is cut: 11 bytes more are not kept\nzg: standard error is cut: 1 bytes more are not kept\n";
+        assert_eq!(String::from_utf8(pack(&kept, 4).1).expect("text"), format!("ouer{notes}"));
+    }
+
+    #[test]
+    fn an_output_that_cannot_be_read_leaves_the_streams_and_a_line_that_says_so() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut kept = a_kept(dir.path(), &[]);
+        kept.out = Some(dir.path().join("gone"));
+        let (_, bytes, is_refused) = pack(&kept, 1_000);
+        assert!(is_refused);
+        assert!(bytes.starts_with(b"outzg: the outputs cannot be read: "));
     }
 }

@@ -12,7 +12,7 @@ use node::channel::{self, Outbox};
 use wire::record::{Bundle, StoredFile};
 use wire::{Duration, ErrorCode, FileId, Hash, JobId};
 
-use super::outbox::Kept;
+use super::outbox::{Kept, Packed};
 use super::program::Surroundings;
 use super::storage::{Connections, Ourselves, StorageList};
 use crate::core::Parcel;
@@ -89,29 +89,37 @@ impl Uploader {
     }
 
     fn finish(&mut self, segment: Segment, together: &[Arc<Kept>]) -> Result<(), ()> {
-        let Segment { parts, mut parcels, length } = segment;
-        let mut file = None;
-        if length > 0 {
-            match self.put(Source::new(parts)) {
-                Ok(stored) => {
-                    for bundle in parcels.iter_mut().filter_map(|parcel| parcel.bundle.as_mut()) {
-                        bundle.file = stored.file;
-                    }
-                    file = Some(stored);
-                }
-                // One of them cannot be read: killed meanwhile, or still written to. The others are not to suffer.
-                Err(_) if together.len() > 1 => {
-                    return together.iter().try_for_each(|kept| self.store(std::slice::from_ref(kept)));
-                }
-                Err(error) => {
-                    tracing::error!(%error, "outputs cannot be read and are lost");
-                    for parcel in &mut parcels {
-                        *parcel = Parcel { bundle: None, is_refused: true, ..*parcel };
-                    }
-                }
+        let uploaded = match self.put_segment(segment) {
+            Ok(uploaded) => uploaded,
+            // One of them cannot be read: killed meanwhile, or still written to. The others are not to suffer.
+            Err(_) if together.len() > 1 => {
+                return together.iter().try_for_each(|kept| self.store(std::slice::from_ref(kept)));
             }
+            Err(error) => {
+                let run = together[0].run;
+                tracing::error!(run, %error, "outputs cannot be read and are lost");
+                let why = format!("the outputs cannot be read: {error}");
+                let mut streams = Segment::default();
+                streams.add_packed(run, together[0].pack_streams(why, self.output_size_max));
+                self.put_segment(streams).unwrap_or_else(|error| {
+                    tracing::error!(run, %error, "its standard output and error neither");
+                    Uploaded { file: None, parcels: vec![Parcel { run, bundle: None, is_refused: true }] }
+                })
+            }
+        };
+        self.done.send(uploaded).map_err(drop)
+    }
+
+    fn put_segment(&mut self, segment: Segment) -> Result<Uploaded, PutError> {
+        let Segment { parts, mut parcels, length } = segment;
+        if length == 0 {
+            return Ok(Uploaded { file: None, parcels });
         }
-        self.done.send(Uploaded { file, parcels }).map_err(drop)
+        let stored = self.put(Source::new(parts))?;
+        for bundle in parcels.iter_mut().filter_map(|parcel| parcel.bundle.as_mut()) {
+            bundle.file = stored.file;
+        }
+        Ok(Uploaded { file: Some(stored), parcels })
     }
 
     /// Puts until it is stored; only what cannot be read here, or does not keep still, is an error.
@@ -169,18 +177,14 @@ struct Segment {
 
 impl Segment {
     fn add(&mut self, kept: &Kept, surroundings: &Surroundings, output_size_max: u64) {
-        match kept.pack(surroundings, output_size_max) {
-            Ok(packed) => {
-                let length = packed.length();
-                let bundle = (length > 0).then_some(Bundle { offset: self.length, ..packed.bundle });
-                self.parts.extend(packed.parts);
-                self.length += length;
-                self.parcels.push(Parcel { run: kept.run, bundle, is_refused: packed.is_refused });
-            }
-            Err(error) => {
-                tracing::error!(run = kept.run, %error, "outputs cannot be read");
-                self.parcels.push(Parcel { run: kept.run, bundle: None, is_refused: true });
-            }
-        }
+        self.add_packed(kept.run, kept.pack(surroundings, output_size_max));
+    }
+
+    fn add_packed(&mut self, run: u64, packed: Packed) {
+        let length = packed.length();
+        let bundle = (length > 0).then_some(Bundle { offset: self.length, ..packed.bundle });
+        self.parts.extend(packed.parts);
+        self.length += length;
+        self.parcels.push(Parcel { run, bundle, is_refused: packed.is_refused });
     }
 }
