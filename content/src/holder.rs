@@ -207,7 +207,8 @@ impl Holder {
     }
 
     /// Puts a content of this class (0 input, 1 result, 2 temp); returns it with the receipts that masters want to see.
-    /// What is there already is not sent.
+    /// What is there already is not sent, nor what an earlier try of this node brought there and the holder has not yet
+    /// forgotten. Gives up when `timeout` passes without progress.
     pub fn put(&mut self, source: &mut Source, class: u8, timeout: Duration) -> Result<StoredFile, PutError> {
         let hash = source.hash()?;
         self.put_hashed(source, hash, class, timeout)
@@ -221,10 +222,11 @@ impl Holder {
         class: u8,
         timeout: Duration,
     ) -> Result<StoredFile, PutError> {
-        let deadline = self.clock.now() + timeout;
+        let start = self.clock.now();
         let content = PutContent { hash, length: source.length(), class: class.into() };
-        let mut put = Put::new(self.endpoint.node(), self.number(), content, self.put_settings);
+        let mut put = Put::new(self.endpoint.node(), upload_number(hash), content, self.put_settings);
         loop {
+            let deadline = put.progressed_at().unwrap_or(start) + timeout;
             let now = self.clock.now();
             for action in put.actions(now) {
                 let frames = match action {
@@ -339,6 +341,12 @@ impl Holder {
         self.next_number = self.next_number.wrapping_add(NUMBERS_PER_CONVERSATION);
         self.next_number
     }
+}
+
+/// The number of the upload of a content: always the same, so that another try goes on where the last one ended instead of
+/// leaving it behind with its room reserved.
+fn upload_number(hash: Hash) -> u64 {
+    u64::from_le_bytes(*hash.0.first_chunk().expect("a hash has 32 bytes"))
 }
 
 /// Puts what has come into order.

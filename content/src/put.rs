@@ -91,6 +91,8 @@ pub struct Put {
     credit: u64,
     /// When to act next if nothing comes: a pause before it, or a repetition at it.
     deadline: Option<Instant>,
+    /// When the receiver showed last that it gets on.
+    progressed_at: Option<Instant>,
     receipts: Vec<Receipt>,
 }
 
@@ -107,6 +109,7 @@ impl Put {
             sent: 0,
             credit: 0,
             deadline: None,
+            progressed_at: None,
             receipts: Vec::new(),
         }
     }
@@ -122,6 +125,12 @@ impl Put {
     /// Bytes that the receiver is known to have.
     pub fn held(&self) -> u64 {
         self.held
+    }
+
+    /// When the receiver last had more than before, or was at work on the commit. That it answers at all is no progress: it
+    /// does so while its disk stands still.
+    pub fn progressed_at(&self) -> Option<Instant> {
+        self.progressed_at
     }
 
     /// When `actions` wants to be called, if nothing comes first; `None` = now, or never once it is done.
@@ -158,6 +167,7 @@ impl Put {
             Message::PutGrant(grant, _) if grant.upload.get() == self.upload && self.state == State::Beginning => {
                 if grant.flags.get() & wire::GRANT_EXISTS != 0 {
                     self.held = self.content.length;
+                    self.progressed_at = Some(now);
                     self.go_commit();
                     return Ok(());
                 }
@@ -195,6 +205,9 @@ impl Put {
     fn on_progress(&mut self, contiguous: u64, credit: u32, now: Instant) -> Result<(), PutError> {
         if contiguous > self.content.length {
             return Err(PutError::Protocol { what: "more bytes are held than there are" });
+        }
+        if contiguous > self.held {
+            self.progressed_at = Some(now);
         }
         self.held = contiguous;
         self.sent = self.sent.max(contiguous);

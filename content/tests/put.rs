@@ -197,3 +197,20 @@ fn without_credit_nothing_is_sent() {
     ack(&mut put, 0, 1, now);
     assert_eq!(sent(&mut put, now), [block(0)]);
 }
+
+#[test]
+fn answers_that_bring_nothing_are_no_progress() {
+    let at = |ms| Instant(0) + Duration::from_millis(ms);
+    let mut put = a_put(3 * BLOCK);
+    sent(&mut put, at(0));
+    grant(&mut put, 0, 2, 0, at(1));
+    sent(&mut put, at(1));
+    assert_eq!(put.progressed_at(), None);
+    ack(&mut put, BLOCK, 2, at(2));
+    assert_eq!(put.progressed_at(), Some(at(2)));
+    sent(&mut put, at(5_000));
+    grant(&mut put, BLOCK, 2, 0, at(5_001));
+    assert_eq!(put.progressed_at(), Some(at(2)), "the receiver lives, and has no more than before");
+    ack(&mut put, 3 * BLOCK, 2, at(5_002));
+    assert_eq!(put.progressed_at(), Some(at(5_002)));
+}

@@ -95,6 +95,27 @@ fn an_upload_survives_a_kill_of_the_storage_node() {
 }
 
 #[test]
+fn another_try_goes_on_where_the_last_one_ended_and_leaves_nothing_behind() {
+    let site = Site::new();
+    let running = site.start(ANY_PORT);
+    let mut holder = site.connect(&running);
+    let content = bytes(20 * MIB);
+    let hash = hash_bytes(&content);
+    let path = site.path("late");
+    // The last byte cannot be read yet, so the first try ends early.
+    let parts = || {
+        let late = Part::File { path: path.clone(), offset: 0, length: 1 };
+        Source::new(vec![Part::Bytes(content[..content.len() - 1].to_vec()), late])
+    };
+    let failed = holder.put_hashed(&mut parts(), hash, 0, TIMEOUT);
+    assert!(matches!(failed, Err(PutError::Local { .. })), "{failed:?}");
+    std::fs::write(&path, &content[content.len() - 1..]).expect("written");
+    let stored = holder.put_hashed(&mut parts(), hash, 0, TIMEOUT).expect("it is stored");
+    assert_eq!(stored.hash, hash);
+    assert_eq!(std::fs::read_dir(site.path("data/staging")).expect("there").count(), 0);
+}
+
+#[test]
 fn a_download_goes_on_after_a_restart_and_never_shows_half_a_file() {
     let site = Site::new();
     let mut running = site.start(ANY_PORT);

@@ -23,7 +23,7 @@ const ORDERS_MAX: usize = 1024;
 const SEGMENT_SIZE_MIN: u64 = 64 << 20;
 /// Class of results among stored files.
 const CLASS_RESULT: u8 = 1;
-/// How long a put may take: this, and a second more for each MiB.
+/// How long a put may get on not at all before another storage node is asked.
 const PUT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often content may turn out to have changed since it was hashed.
 const CHANGES_MAX: u32 = 3;
@@ -124,7 +124,6 @@ impl Uploader {
 
     /// Puts until it is stored; only what cannot be read here, or does not keep still, is an error.
     fn put(&mut self, mut source: Source) -> Result<StoredFile, PutError> {
-        let timeout = PUT_TIMEOUT + Duration::from_secs(source.length() >> 20);
         let mut changes = 0;
         let mut hash = source.hash()?;
         loop {
@@ -133,7 +132,7 @@ impl Uploader {
             // Every worker asks in the order of the hash, so that load spreads over the nodes.
             for at in in_order(hash, nodes.len()) {
                 let put = match self.connections.to(&nodes[at]) {
-                    Ok(holder) => holder.put_hashed(&mut source, hash, CLASS_RESULT, timeout),
+                    Ok(holder) => holder.put_hashed(&mut source, hash, CLASS_RESULT, PUT_TIMEOUT),
                     Err(error) => {
                         why = error.to_string();
                         continue;
