@@ -195,7 +195,7 @@ impl Put {
                     && is_about_a_put(error.regarding)
                     && self.state != State::Done =>
             {
-                self.on_error(error.code.get(), detail, now)
+                self.on_error(error.code.get(), error.regarding, detail, now)
             }
             // Everything else belongs to another conversation, or to an earlier state of this one.
             _ => Ok(()),
@@ -235,17 +235,26 @@ impl Put {
         Ok(())
     }
 
-    fn on_error(&mut self, code: u16, detail: &[u8], now: Instant) -> Result<(), PutError> {
+    fn on_error(&mut self, code: u16, regarding: u8, detail: &[u8], now: Instant) -> Result<(), PutError> {
         let Some(code) = ErrorCode::from_number(code) else {
             return Err(PutError::Protocol { what: "its error code is unknown" });
         };
         match code {
             ErrorCode::Busy | ErrorCode::NotReady => {
-                // A pause, then the question again; what was in flight may be lost.
-                if self.state == State::Sending {
-                    self.state = State::Beginning;
-                }
-                self.deadline = Some(now + self.settings.busy_pause);
+                let pause = match self.state {
+                    State::Committing if code == ErrorCode::Busy && regarding == Kind::PutCommit as u8 => {
+                        // Its disk is at work, however long that takes, and the receipt comes by itself.
+                        self.progressed_at = Some(now);
+                        self.settings.answer_timeout
+                    }
+                    // What was in flight may be lost.
+                    State::Sending => {
+                        self.state = State::Beginning;
+                        self.settings.busy_pause
+                    }
+                    State::Beginning | State::Committing | State::Done => self.settings.busy_pause,
+                };
+                self.deadline = Some(now + pause);
                 Ok(())
             }
             // The receiver was started again, or gave the upload up: it says so for every block in flight.

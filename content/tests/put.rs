@@ -214,3 +214,19 @@ fn answers_that_bring_nothing_are_no_progress() {
     ack(&mut put, 3 * BLOCK, 2, at(5_002));
     assert_eq!(put.progressed_at(), Some(at(5_002)));
 }
+
+#[test]
+fn a_receiver_that_is_busy_with_the_commit_is_asked_seldom_and_gets_on() {
+    let at = |ms| Instant(0) + Duration::from_millis(ms);
+    let mut put = a_put(BLOCK);
+    sent(&mut put, at(0));
+    grant(&mut put, BLOCK, 2, 0, at(1));
+    assert_eq!(sent(&mut put, at(1)), ["commit"]);
+    for second in 1..60 {
+        assert_eq!(sent(&mut put, at(1 + second * 1_000)), ["commit"]);
+        refuse(&mut put, Kind::PutCommit, ErrorCode::Busy, at(1 + second * 1_000)).expect("it is no failure");
+        assert_eq!(put.progressed_at(), Some(at(1 + second * 1_000)));
+        assert_eq!(sent(&mut put, at(2 + second * 1_000)), [""; 0]);
+    }
+    done(&mut put, BLOCK).expect("it is good");
+}

@@ -59,23 +59,30 @@ fn a_repeated_begin_tells_what_is_held_to_where_the_sender_is_now() {
 }
 
 #[test]
-fn a_begin_repeated_before_the_disk_answers_is_answered_once() {
+fn a_begin_repeated_before_the_disk_answers_is_busy_and_granted_once() {
     let mut node = a_storage_node(limits(), vec![]);
     assert_eq!(words(node.receives(C, &begin(5, 7), None)).len(), 1);
-    assert_eq!(words(node.receives(C, &begin(5, 7), None)), [""; 0]);
+    assert_eq!(words(node.receives(C, &begin(5, 7), None)), ["to 1: error busy request 1005 regarding 30"]);
     assert_eq!(words(node.receives(C, &block(5, 0), Some(7))), ["to 1: error busy request 5 regarding 32"]);
     assert_eq!(words(node.performed(1, Outcome::Begun)).len(), 1);
 }
 
 #[test]
-fn a_commit_repeated_while_the_disk_works_is_answered_once() {
+fn a_commit_repeated_while_the_disk_works_is_busy_and_performed_once() {
     let mut node = with_an_upload(0);
-    assert_eq!(words(node.receives(C, &commit(5, 0), None)), ["#2 commit 1 length 0"]);
-    assert_eq!(words(node.receives(C, &commit(5, 0), None)), [""; 0]);
+    let again = PeerId(2);
     let (file, hash, length) = content(0);
-    assert_eq!(words(node.performed(2, Outcome::Committed { file, hash, length })).len(), 1);
+    assert_eq!(words(node.receives(C, &commit(5, 0), None)), ["#2 commit 1 length 0"]);
+    let busy = words(node.receives(again, &commit(5, 0), None));
+    assert_eq!(busy, ["to 2: error busy request 2005 regarding 34"]);
+    let done = words(node.performed(2, Outcome::Committed { file, hash, length }));
+    assert_eq!(done, ["to 2: done 5 request 2005 length 0"]);
     // Its receipt was lost: the disk has the file, and the answer is the same.
     assert_eq!(words(node.receives(C, &commit(5, 0), None)), ["#3 commit 2 length 0"]);
+    let busy = words(node.receives(again, &commit(5, 0), None));
+    assert_eq!(busy, ["to 2: error busy request 2005 regarding 34"]);
+    let done = words(node.performed(3, Outcome::Committed { file, hash, length }));
+    assert_eq!(done, ["to 2: done 5 request 2005 length 0"]);
 }
 
 #[test]

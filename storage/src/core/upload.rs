@@ -18,6 +18,9 @@ use super::{Action, Order, Outcome, Payload, Storage, Timer, UploadKey, Work};
 /// `put_begin.file_length` of a content whose length is not known yet.
 const LENGTH_UNKNOWN: u64 = u64::MAX;
 
+/// What the sender of a repeated commit is told.
+const AT_IT: &str = "the disk is still at it";
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     /// The disk makes room.
@@ -92,8 +95,12 @@ impl Storage {
         if let Some(upload) = self.uploads.open.get_mut(&key) {
             let is_same = (upload.hash, upload.length) == (begin.hash, length);
             match (upload.state, is_same) {
-                // The grant is on its way from the disk.
-                (State::Beginning, true) => upload.peer = from,
+                // The grant comes when the disk has made room; until then the sender hears that we live.
+                (State::Beginning, true) => {
+                    upload.peer = from;
+                    let detail = "the disk has not yet made room";
+                    self.refuse(from, ErrorCode::Busy, Some(Kind::PutBegin), request, detail, actions);
+                }
                 (State::Open | State::Committing, true) => {
                     upload.peer = from;
                     upload.heard_at = now;
@@ -269,6 +276,8 @@ impl Storage {
         if commit.hash.is_nil() {
             return refuse(self, ErrorCode::InvalidRequest, "a commit names the hash", actions);
         }
+        // A repeated commit without an upload, which the table does not know.
+        let is_repeated = !self.uploads.open.contains_key(&key) && self.is_committing(key, from);
         let has_room = self.reads_of(from) < self.config.limits.reads_per_peer_max;
         let number = match self.uploads.open.get_mut(&key) {
             Some(upload) => {
@@ -279,17 +288,37 @@ impl Storage {
                         upload.state = State::Committing;
                         upload.number
                     }
-                    // The answer goes to where the sender is now.
-                    State::Committing => return,
+                    // The answer comes when the disk is done, to where the sender is now; until then it hears that we live.
+                    State::Committing => return refuse(self, ErrorCode::Busy, AT_IT, actions),
                     State::Beginning => return refuse(self, ErrorCode::Busy, "it has not begun yet", actions),
                 }
             }
+            None if is_repeated => return refuse(self, ErrorCode::Busy, AT_IT, actions),
             // The file may be here already, or its receipt was lost: the disk knows. Nothing is here under this number.
             None if has_room => self.uploads.next_number(),
             None => return refuse(self, ErrorCode::Busy, "too many questions at once", actions),
         };
         let order = Order::Commit { upload: number, hash: commit.hash, length: commit.file_length.get() };
         self.order(Work::Commit { key, upload: number, request, to: from }, order, actions);
+    }
+
+    /// Whether the disk is at a commit under this key; then its answer goes to `from`.
+    fn is_committing(&mut self, key: UploadKey, from: PeerId) -> bool {
+        for work in self.work.values_mut() {
+            match work {
+                Work::Commit { key: committing, to, .. } if *committing == key => {
+                    *to = from;
+                    return true;
+                }
+                Work::Commit { .. }
+                | Work::Begin { .. }
+                | Work::Write { .. }
+                | Work::Abort
+                | Work::Read { .. }
+                | Work::Have { .. } => {}
+            }
+        }
+        false
     }
 
     pub(super) fn on_committed(
