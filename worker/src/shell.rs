@@ -48,6 +48,12 @@ const LINGER: Duration = Duration::from_millis(200);
 /// Unconfirmed small outputs that are kept in memory, in bytes; more stay on disk.
 const OUTBOX_MEMORY_MAX: usize = 64 << 20;
 
+/// How often the start of a program is tried that the machine has no room for; with doubled pauses that is 3 s.
+const TRIES_MAX: u32 = 5;
+const TRY_PAUSE: Duration = Duration::from_millis(100);
+/// Between two tries to make a slot ready: somebody has to make room on the disk first.
+const READY_PAUSE: Duration = Duration::from_secs(1);
+
 /// Why a worker does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ShellError {
@@ -108,10 +114,11 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
     let uploader =
         Uploader::start(ourselves, storage.clone(), surroundings.clone(), config.output_size_max, uploaded_tx)
             .map_err(ShellError::Thread)?;
-    let sweeper = Sweeper::start(directory.trash()).map_err(ShellError::Thread)?;
+    let mut sweeper = Sweeper::start(directory.trash()).map_err(ShellError::Thread)?;
     let mut benches = Benches::new(gate).map_err(ShellError::Slot)?;
     for slot in 0..settings.slots {
-        benches.open(slot, &directory).map_err(ShellError::Slot)?;
+        benches.open(slot, &directory);
+        benches.make_ready(slot, &mut sweeper).map_err(ShellError::Slot)?;
     }
 
     tracing::info!(node = %identity.node, slots = settings.slots, dir = %config.dir.display(), "worker is up");
@@ -138,6 +145,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         uploader: Backlog::new(uploader),
         uploaded,
         pending: VecDeque::new(),
+        late: BTreeMap::new(),
         actions: Vec::new(),
     };
     while !stop.requested() {
@@ -208,6 +216,16 @@ enum Pending {
     Collected { run: u64, is_kept: bool },
 }
 
+/// What a slot is to do as soon as it can.
+enum Late {
+    Start,
+    /// The run's directories cannot be cleaned yet. Until then its slot stays taken.
+    Clean {
+        run: u64,
+        is_kept: bool,
+    },
+}
+
 struct Shell {
     core: Worker,
     endpoint: Endpoint,
@@ -232,17 +250,22 @@ struct Shell {
     uploader: Backlog<Arc<Kept>>,
     uploaded: Inbox<Uploaded>,
     pending: VecDeque<Pending>,
+    /// Slots that the machine has no room for now, and when each tries again.
+    late: BTreeMap<SlotIndex, (Instant, Late)>,
     actions: Vec<Action>,
 }
 
 impl Shell {
     fn turn(&mut self) -> Result<(), ShellError> {
-        self.endpoint.wait_with(self.core.next_deadline(), Some(self.benches.as_fd()));
+        let late = self.late.values().map(|(due, _)| *due);
+        let deadline = self.core.next_deadline().into_iter().chain(late).min();
+        self.endpoint.wait_with(deadline, Some(self.benches.as_fd()));
         self.now = self.clock.now();
         // First what ended: it makes room for what has come.
         for (slot, event) in self.benches.hear().map_err(ShellError::Slot)? {
             self.on_slot_event(slot, event)?;
         }
+        self.catch_up()?;
         let mut messages = Vec::new();
         self.endpoint.drain(EVENTS_PER_TURN_MAX, &mut |from, _, frames| messages.push((from, frames)));
         self.note_connections()?;
@@ -304,21 +327,55 @@ impl Shell {
                 let usage = Usage { duration_us, cpu_us, max_rss_kib: rss_max_bytes / 1024 };
                 self.exited(run, end, usage)
             }
-            SlotEvent::Reported(Report::Failed { run, exit_code, errno: _, message }) => {
-                if let Some(current) = &mut self.benches.at(slot).current {
-                    current.not_started = Some(message);
-                }
-                self.exited(run, RunEnd::NotStarted { exit_code: exit_code as u8 }, Usage::default())
+            SlotEvent::Reported(Report::Failed { run, exit_code, errno, message }) => {
+                self.not_started(slot, run, exit_code as u8, errno, message)
             }
             SlotEvent::Died { unfinished, status } => {
                 tracing::error!(slot, %status, "a slot process died; what it ran was killed");
-                self.benches.replace(slot).map_err(ShellError::Slot)?;
                 for run in unfinished {
                     self.exited(run, RunEnd::Signal(libc::SIGKILL as u8), Usage::default())?;
                 }
                 Ok(())
             }
         }
+    }
+
+    /// A program was not started: for a reason of its own, or because the machine has no room for a process now.
+    fn not_started(
+        &mut self,
+        slot: SlotIndex,
+        run: u64,
+        exit_code: u8,
+        errno: i32,
+        message: String,
+    ) -> Result<(), ShellError> {
+        let current = self.benches.at(slot).current.as_mut().expect("a run that is reported is in its slot");
+        let is_machines = matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE);
+        if is_machines && current.tries < TRIES_MAX {
+            tracing::warn!(slot, run, message, "tried again soon");
+            let pause = TRY_PAUSE * (1 << current.tries);
+            current.tries += 1;
+            current.not_started = Some(message);
+            self.late.insert(slot, (self.now + pause, Late::Start));
+            return Ok(());
+        }
+        current.not_started = Some(message);
+        self.exited(run, RunEnd::NotStarted { exit_code }, Usage::default())
+    }
+
+    /// Has slots do what they could not do before.
+    fn catch_up(&mut self) -> Result<(), ShellError> {
+        let is_due = |(slot, (due, _)): (&SlotIndex, &(Instant, Late))| (*due <= self.now).then_some(*slot);
+        let slots: Vec<SlotIndex> = self.late.iter().filter_map(is_due).collect();
+        for slot in slots {
+            match self.late.remove(&slot) {
+                Some((_, Late::Start)) => self.try_start(slot),
+                Some((_, Late::Clean { run, is_kept })) => self.clean(slot, run, is_kept),
+                None => {}
+            }
+            self.settle()?;
+        }
+        Ok(())
     }
 
     fn exited(&mut self, run: u64, end: RunEnd, usage: Usage) -> Result<(), ShellError> {
@@ -378,10 +435,16 @@ impl Shell {
                 self.orders.remove(&job);
                 self.discard(&self.directory.job(job));
             }
-            Action::Start { slot, run, job, chunk, attempt } => self.start(slot, run, job, chunk, attempt)?,
-            Action::Terminate { slot, run } => self.benches.at(slot).link.terminate(run),
-            Action::Kill { slot, run } => self.benches.at(slot).link.kill(run),
-            Action::Collect { slot, run, take } => self.collect(slot, run, take)?,
+            Action::Start { slot, run, job, chunk, attempt } => self.start(slot, run, job, chunk, attempt),
+            Action::Terminate { slot, run } => {
+                self.end_late(slot, run, libc::SIGTERM);
+                self.benches.at(slot).terminate(run);
+            }
+            Action::Kill { slot, run } => {
+                self.end_late(slot, run, libc::SIGKILL);
+                self.benches.at(slot).kill(run);
+            }
+            Action::Collect { slot, run, take } => self.collect(slot, run, take),
             Action::Upload { job: _, run } => {
                 let kept = self.outbox.get(&run).expect("what is uploaded was put aside").clone();
                 self.uploader.push(kept);
@@ -413,42 +476,82 @@ impl Shell {
         self.orders.get(&job).expect("the core speaks of jobs that it had us learn").clone()
     }
 
-    fn start(&mut self, slot: SlotIndex, run: u64, job: JobId, chunk: u32, attempt: u32) -> Result<(), ShellError> {
+    fn start(&mut self, slot: SlotIndex, run: u64, job: JobId, chunk: u32, attempt: u32) {
         let order = self.order(job);
-        let bench = self.benches.open(slot, &self.directory).map_err(ShellError::Slot)?;
+        let bench = self.benches.open(slot, &self.directory);
         let of = RunOf { order: &order, run, chunk, attempt };
-        let start = self.surroundings.start(of, &self.directory, &bench.path);
         let foreign_directory =
             (!order.spec.cwd.is_empty()).then(|| self.surroundings.working_directory(of, &bench.path));
-        let mut current = Current { run, order, chunk, attempt, foreign_directory, not_started: None };
-        let not_started = match start {
-            Ok(start) => {
-                let program = start.program.to_string_lossy().into_owned();
-                let is_started = self.benches.start(slot, start).map_err(ShellError::Slot)?;
-                (!is_started).then(|| format!("cannot run {program}: its arguments and environment are too long"))
-            }
-            Err(why) => Some(format!("cannot run the program: {why}")),
-        };
-        if not_started.is_some() {
-            current.not_started = not_started;
-            let end = RunEnd::NotStarted { exit_code: 126 };
-            self.pending.push_back(Pending::Exited { run, end, usage: Usage::default() });
-        }
-        self.benches.at(slot).current = Some(current);
-        Ok(())
+        bench.current = Some(Current { run, order, chunk, attempt, foreign_directory, not_started: None, tries: 0 });
+        self.try_start(slot);
     }
 
-    fn collect(&mut self, slot: SlotIndex, run: u64, take: Take) -> Result<(), ShellError> {
-        let may_read = self.outbox_memory < OUTBOX_MEMORY_MAX;
+    /// Starts what the slot has been given, or says that it cannot be started, or leaves it for later.
+    fn try_start(&mut self, slot: SlotIndex) {
+        if let Err(error) = self.benches.make_ready(slot, &mut self.sweeper) {
+            return self.start_later(slot, &error);
+        }
         let bench = self.benches.at(slot);
-        let kept = bench.collect(take, may_read, &self.directory, &mut self.sweeper).map_err(ShellError::Slot)?;
+        let current = bench.current.as_mut().expect("a slot is given a run before it starts it");
+        current.not_started = None;
+        let run = current.run;
+        let of = RunOf { order: &current.order, run, chunk: current.chunk, attempt: current.attempt };
+        let not_started = match self.surroundings.start(of, &self.directory, &bench.path) {
+            Ok(start) => {
+                let program = start.program.to_string_lossy().into_owned();
+                match self.benches.start(slot, start) {
+                    Ok(true) => return,
+                    Ok(false) => format!("cannot run {program}: its arguments and environment are too long"),
+                    Err(error) => format!("cannot run {program}: {error}"),
+                }
+            }
+            Err(why) => format!("cannot run the program: {why}"),
+        };
+        self.give_up(slot, not_started, RunEnd::NotStarted { exit_code: 126 });
+    }
+
+    fn start_later(&mut self, slot: SlotIndex, error: &io::Error) {
+        tracing::error!(slot, %error, "the slot cannot be used now");
+        let current = self.benches.at(slot).current.as_mut().expect("a slot is given a run before it starts it");
+        current.not_started = Some(format!("the slot cannot be used: {error}"));
+        self.late.insert(slot, (self.now + READY_PAUSE, Late::Start));
+    }
+
+    /// Ends a run that waits for its start.
+    fn end_late(&mut self, slot: SlotIndex, run: u64, signal: i32) {
+        if let Some((_, Late::Start)) = self.late.get(&slot) {
+            self.late.remove(&slot);
+            tracing::info!(slot, run, "ended before it could be started");
+            self.pending.push_back(Pending::Exited { run, end: RunEnd::Signal(signal as u8), usage: Usage::default() });
+        }
+    }
+
+    fn give_up(&mut self, slot: SlotIndex, why: String, end: RunEnd) {
+        let current = self.benches.at(slot).current.as_mut().expect("a slot is given a run before it starts it");
+        current.not_started = Some(why);
+        self.pending.push_back(Pending::Exited { run: current.run, end, usage: Usage::default() });
+    }
+
+    fn collect(&mut self, slot: SlotIndex, run: u64, take: Take) {
+        let may_read = self.outbox_memory < OUTBOX_MEMORY_MAX;
+        let kept = self.benches.at(slot).collect(take, may_read, &self.directory);
         let is_kept = kept.is_some();
         if let Some(kept) = kept {
             self.outbox_memory += kept.memory();
             self.outbox.insert(run, Arc::new(kept));
         }
-        self.pending.push_back(Pending::Collected { run, is_kept });
-        Ok(())
+        self.clean(slot, run, is_kept);
+    }
+
+    /// Cleans the slot and says so, or leaves it for later: nothing starts in it before.
+    fn clean(&mut self, slot: SlotIndex, run: u64, is_kept: bool) {
+        match self.benches.at(slot).clean(&mut self.sweeper) {
+            Ok(()) => self.pending.push_back(Pending::Collected { run, is_kept }),
+            Err(error) => {
+                tracing::error!(slot, run, %error, "the slot stays closed: it cannot be cleaned");
+                self.late.insert(slot, (self.now + READY_PAUSE, Late::Clean { run, is_kept }));
+            }
+        }
     }
 
     fn discard(&mut self, path: &Path) {

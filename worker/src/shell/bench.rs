@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::directory::{Directory, Found, look, make_empty};
+use super::directory::{Directory, Found, look, make_empty, make_empty_by_force};
 use super::outbox::{Kept, Piece};
 use super::sweep::Sweeper;
 use crate::core::{Order, SlotIndex, Take};
@@ -34,14 +35,19 @@ pub(super) struct Current {
     pub(super) foreign_directory: Option<PathBuf>,
     /// Why it was not started.
     pub(super) not_started: Option<String>,
+    /// How often the machine had no room to start it.
+    pub(super) tries: u32,
 }
 
 /// One slot.
 #[derive(Debug)]
 pub(super) struct Bench {
-    pub(super) link: SlotLink,
+    /// `None` = its process has died, or could not be started yet.
+    link: Option<SlotLink>,
     pub(super) path: PathBuf,
     pub(super) current: Option<Current>,
+    /// Its directories are as a program is to find them.
+    is_clean: bool,
     /// How often in a row its process died.
     deaths: u32,
 }
@@ -68,34 +74,33 @@ impl Benches {
         Ok(Self { poll, benches: BTreeMap::new(), gate })
     }
 
-    /// Makes the slot if there is none yet.
-    pub(super) fn open(&mut self, slot: SlotIndex, directory: &Directory) -> io::Result<&mut Bench> {
-        if !self.benches.contains_key(&slot) {
-            let path = directory.slot(slot);
-            for name in ["work", "out", "spool"] {
-                fs::create_dir_all(path.join(name))?;
-            }
-            let link = self.spawn()?;
-            self.watch(slot, &link, libc::EPOLL_CTL_ADD)?;
-            self.benches.insert(slot, Bench { link, path, current: None, deaths: 0 });
-        }
-        Ok(self.benches.get_mut(&slot).expect("it was made above"))
+    /// The slot; it need not be ready to start anything.
+    pub(super) fn open(&mut self, slot: SlotIndex, directory: &Directory) -> &mut Bench {
+        self.benches.entry(slot).or_insert_with(|| Bench {
+            link: None,
+            path: directory.slot(slot),
+            current: None,
+            is_clean: false,
+            deaths: 0,
+        })
     }
 
     pub(super) fn at(&mut self, slot: SlotIndex) -> &mut Bench {
         self.benches.get_mut(&slot).expect("a slot with a run is open")
     }
 
-    /// Gives a slot whose process has died another one.
-    pub(super) fn replace(&mut self, slot: SlotIndex) -> io::Result<()> {
-        self.at(slot).deaths += 1;
-        if self.at(slot).deaths > DEATHS_MAX {
-            return Err(io::Error::other(format!("the process of slot {slot} dies again and again")));
+    /// Sees to it that the slot can start a program: its directories are clean, and its process is there.
+    pub(super) fn make_ready(&mut self, slot: SlotIndex, sweeper: &mut Sweeper) -> io::Result<()> {
+        let bench = self.at(slot);
+        if !bench.is_clean {
+            bench.clean(sweeper)?;
         }
-        let link = self.spawn()?;
-        // The old socket leaves the poll when it is closed.
-        self.watch(slot, &link, libc::EPOLL_CTL_ADD)?;
-        self.at(slot).link = link;
+        if bench.link.is_none() {
+            let link = self.spawn()?;
+            // The socket of one that died left the poll when it was closed.
+            self.watch(slot, &link, libc::EPOLL_CTL_ADD)?;
+            self.at(slot).link = Some(link);
+        }
         Ok(())
     }
 
@@ -104,17 +109,20 @@ impl Benches {
         SlotLink::spawn(Path::new(WORKER_EXECUTABLE))
     }
 
-    /// Starts a run in its slot. False = what it is to be told is too long for any program.
+    /// Starts a run in its slot, which is ready. False = what it is to be told is too long for any program.
     pub(super) fn start(&mut self, slot: SlotIndex, start: Start) -> io::Result<bool> {
-        let is_started = self.at(slot).link.start(start).is_ok();
+        let link = self.at(slot).link.as_mut().expect("a slot that is ready has a process");
+        let is_started = link.start(start).is_ok();
         self.watch_writes(slot)?;
         Ok(is_started)
     }
 
     /// While commands wait for room on the link, its being writable counts too.
     fn watch_writes(&self, slot: SlotIndex) -> io::Result<()> {
-        let link = &self.benches[&slot].link;
-        if link.wants_write() { self.watch(slot, link, libc::EPOLL_CTL_MOD) } else { Ok(()) }
+        match &self.benches[&slot].link {
+            Some(link) if link.wants_write() => self.watch(slot, link, libc::EPOLL_CTL_MOD),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn watch(&self, slot: SlotIndex, link: &SlotLink, operation: i32) -> io::Result<()> {
@@ -139,14 +147,21 @@ impl Benches {
             let slot = event.u64 as SlotIndex;
             let was_writable = event.events & libc::EPOLLOUT as u32 != 0;
             let Some(bench) = self.benches.get_mut(&slot) else { continue };
-            while let Some(said) = bench.link.try_recv() {
-                if matches!(said, SlotEvent::Reported(_)) {
-                    bench.deaths = 0;
+            while let Some(said) = bench.link.as_mut().and_then(SlotLink::try_recv) {
+                match &said {
+                    SlotEvent::Reported(_) => bench.deaths = 0,
+                    SlotEvent::Died { .. } => {
+                        // At once: what is heard of other slots first may start something here.
+                        bench.link = None;
+                        bench.deaths += 1;
+                        if bench.deaths > DEATHS_MAX {
+                            return Err(io::Error::other(format!("the process of slot {slot} dies again and again")));
+                        }
+                    }
                 }
                 heard.push((slot, said));
             }
-            if was_writable {
-                let link = &self.benches[&slot].link;
+            if was_writable && let Some(link) = &self.benches[&slot].link {
                 self.watch(slot, link, libc::EPOLL_CTL_MOD)?;
             }
         }
@@ -161,16 +176,18 @@ impl AsFd for Benches {
 }
 
 impl Bench {
-    /// Puts aside what the run wrote, as far as `take` says, and makes the slot's directories as they were before it.
-    pub(super) fn collect(
-        &mut self,
-        take: Take,
-        may_read: bool,
-        directory: &Directory,
-        sweeper: &mut Sweeper,
-    ) -> io::Result<Option<Kept>> {
+    pub(super) fn terminate(&mut self, run: u64) {
+        self.link.iter_mut().for_each(|link| link.terminate(run));
+    }
+
+    pub(super) fn kill(&mut self, run: u64) {
+        self.link.iter_mut().for_each(|link| link.kill(run));
+    }
+
+    /// Puts aside what the run wrote, as far as `take` says; the slot is to be cleaned then.
+    pub(super) fn collect(&mut self, take: Take, may_read: bool, directory: &Directory) -> Option<Kept> {
+        self.is_clean = false;
         let current = self.current.take().expect("a slot is cleaned after its run");
-        let aside = directory.outbox(current.run);
         let mut kept = Kept {
             run: current.run,
             order: current.order,
@@ -180,45 +197,62 @@ impl Bench {
             stderr: Vec::new(),
             out: None,
             work: None,
-            aside,
+            aside: directory.outbox(current.run),
             failure: None,
         };
-        let (out, work) = (look(&self.path.join("out"))?, look(&self.path.join("work"))?);
-        let error = metadata(&self.path.join("spool/error"))?;
-        let has_error = error.is_some();
         let read_size_max = if may_read { READ_SIZE_MAX } else { 0 };
         let not_started = current.not_started.as_deref();
         let mut aside = Aside { path: kept.aside.clone(), is_made: false, read_size_max };
         let put_aside = match take {
             Take::Nothing => Ok(()),
-            Take::Streams => self.put_streams_aside(not_started, error, &mut aside, &mut kept),
+            Take::Streams => self.put_streams_aside(not_started, &mut aside, &mut kept),
             Take::Everything => self
-                .put_streams_aside(not_started, error, &mut aside, &mut kept)
-                .and_then(|()| self.put_outputs_aside(out, current.foreign_directory, &mut aside, &mut kept)),
+                .put_streams_aside(not_started, &mut aside, &mut kept)
+                .and_then(|()| self.put_outputs_aside(current.foreign_directory, &mut aside, &mut kept)),
         };
         if let Err(error) = put_aside {
             // A full disk, most likely. The chunk must not count as done without its outputs.
             tracing::error!(run = kept.run, %error, "outputs could not be put aside");
             kept.failure = Some(format!("the outputs could not be put aside: {error}"));
         }
-        if has_error {
-            sweeper.discard(&self.path.join("spool/error"))?;
-        }
-        let is_taken = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| path.starts_with(&kept.aside));
-        let seen = |found, is_taken| if is_taken { Found::Absent } else { found };
-        make_empty(&self.path.join("out"), seen(out, is_taken(&kept.out)), sweeper)?;
-        make_empty(&self.path.join("work"), seen(work, is_taken(&kept.work)), sweeper)?;
         let is_empty = kept.stdout.is_empty() && kept.stderr.is_empty() && kept.out.is_none() && kept.work.is_none();
-        Ok(if is_empty && kept.failure.is_none() { None } else { Some(kept) })
+        if is_empty && kept.failure.is_none() { None } else { Some(kept) }
     }
 
-    fn put_streams_aside(
-        &self,
-        not_started: Option<&str>,
-        error: Option<Metadata>,
-        aside: &mut Aside,
-        kept: &mut Kept,
-    ) -> io::Result<()> {
+    /// Makes the slot's directories as a program is to find them. A program can do anything to them, and to the disk: what
+    /// cannot be moved out of the way is removed here and now.
+    pub(super) fn clean(&mut self, sweeper: &mut Sweeper) -> io::Result<()> {
+        if let Err(error) = self.clean_swiftly(sweeper) {
+            tracing::warn!(slot = %self.path.display(), %error, "a slot is cleaned by force");
+            sweeper.empty_trash()?;
+            for name in ["out", "work", "spool"] {
+                make_empty_by_force(&self.path.join(name))?;
+            }
+        }
+        self.is_clean = true;
+        Ok(())
+    }
+
+    fn clean_swiftly(&self, sweeper: &mut Sweeper) -> io::Result<()> {
+        let spool = self.path.join("spool");
+        for name in ["stdout", "stderr"] {
+            let path = spool.join(name);
+            match metadata(&path)? {
+                Some(file) if file.is_file() => {}
+                // The next run could not write there, or would hang.
+                Some(_) => sweeper.discard(&path)?,
+                None => fs::create_dir_all(&spool)?,
+            }
+        }
+        sweeper.discard(&spool.join("error"))?;
+        for name in ["out", "work"] {
+            let path = self.path.join(name);
+            make_empty(&path, look(&path)?, sweeper)?;
+        }
+        Ok(())
+    }
+
+    fn put_streams_aside(&self, not_started: Option<&str>, aside: &mut Aside, kept: &mut Kept) -> io::Result<()> {
         if let Some(message) = not_started {
             // The spool files are those of the run before.
             kept.stderr.push(Piece::Bytes(format!("zg: {message}\n").into_bytes()));
@@ -229,18 +263,18 @@ impl Bench {
             stream.extend(aside.take_file(&path, name, metadata(&path)?)?);
         }
         // What a program wrote as its error is shown after its standard error.
-        kept.stderr.extend(aside.take_file(&self.path.join("spool/error"), "error", error)?);
+        let path = self.path.join("spool/error");
+        kept.stderr.extend(aside.take_file(&path, "error", metadata(&path)?)?);
         Ok(())
     }
 
     fn put_outputs_aside(
         &self,
-        out: Found,
         foreign_directory: Option<PathBuf>,
         aside: &mut Aside,
         kept: &mut Kept,
     ) -> io::Result<()> {
-        if out == Found::Filled {
+        if look(&self.path.join("out"))? == Found::Filled {
             kept.out = Some(aside.take_tree(&self.path, "out")?);
         }
         if !kept.order.spec.outputs.is_empty() {
@@ -279,7 +313,13 @@ impl Aside {
         }
         if length <= self.read_size_max {
             let mut bytes = Vec::with_capacity(length as usize);
-            File::open(from)?.take(self.read_size_max).read_to_end(&mut bytes)?;
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+            File::options()
+                .read(true)
+                .custom_flags(flags)
+                .open(from)?
+                .take(self.read_size_max)
+                .read_to_end(&mut bytes)?;
             return Ok(Some(Piece::Bytes(bytes)));
         }
         let to = self.make()?.join(name);

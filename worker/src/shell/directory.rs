@@ -160,6 +160,12 @@ pub(super) fn make_empty(path: &Path, found: Found, sweeper: &mut Sweeper) -> io
     fs::create_dir(path)
 }
 
+/// The same for when that fails, at once and at any price: what stood there may be all that fills the disk.
+pub(super) fn make_empty_by_force(path: &Path) -> io::Result<()> {
+    remove_tree(path)?;
+    fs::create_dir_all(path)
+}
+
 /// So often is a tree gone over that somebody else removes at the same time.
 const REMOVE_PASSES_MAX: u32 = 8;
 

@@ -42,6 +42,12 @@ impl Sweeper {
         }
         Ok(())
     }
+
+    /// Removes at once what waits to be removed: on a full disk it may be what is in the way.
+    pub(super) fn empty_trash(&self) -> io::Result<()> {
+        remove_tree(&self.trash)?;
+        fs::create_dir_all(&self.trash)
+    }
 }
 
 fn remove(path: &Path) {

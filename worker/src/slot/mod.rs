@@ -50,7 +50,7 @@ const FIXED_STRINGS: usize = 5;
 /// Everything a slot process needs to know to start one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// The worker's number for this run; never used twice on one link.
+    /// The worker's number for this run; used again on one link only when it was reported as failed.
     pub run: u64,
     /// A path, or a bare name to be found in the `PATH` of `variables`, as a shell would.
     pub program: CString,

@@ -147,7 +147,9 @@ impl Drop for FileActions {
 /// its file.
 fn open_files(start: &Start, fresh_files: bool) -> Result<[OwnedFd; 3], NotStarted> {
     // Appending keeps two writers of one file from overwriting each other, as in `program >file 2>&1`.
-    let write = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND | libc::O_NOFOLLOW;
+    // Not waiting keeps a FIFO that a program left there from holding the slot until somebody reads; it means nothing to
+    // the regular file that all else is.
+    let write = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND | libc::O_NOFOLLOW | libc::O_NONBLOCK;
     if fresh_files {
         for path in [&start.stdout, &start.stderr] {
             // SAFETY: plain system call on a string. That there is no such file is as good.
