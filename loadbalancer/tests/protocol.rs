@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use wire::event::LogEvent;
-use wire::{BootNonce, ChunkState, JobState, WallTime};
+use wire::{BootNonce, ChunkRange, ChunkState, JobState, WallTime};
 
 /// Two workers with room for `credit` each, an epoch of ours, a clean slate.
 fn two_workers(credit: u32) -> (Stage, Worker, Worker) {
@@ -550,6 +550,41 @@ fn what_is_canceled_is_killed_until_the_worker_says_so() {
     stage.hears(one.peer, &one.killed(request));
     stage.pass(ms(2_000), &[&one]);
     assert_eq!(stage.said(), []);
+}
+
+#[test]
+fn a_kill_for_which_there_was_no_room_comes_back_with_an_inventory() {
+    /// Kills of one worker that wait for their answer.
+    const KILLS_MAX: u32 = 4096;
+    let chunk_count = 2 * KILLS_MAX + 1;
+    let (mut stage, mut one, _) = two_workers(chunk_count);
+    stage.submit(j(1), chunk_count);
+    stage.accepts(&mut one, 1, 0, j(1), r(0, chunk_count));
+    // The last inventory was asked for a while ago.
+    stage.pass(ms(1_000), &[&one]);
+    stage.said();
+    // Every other chunk is canceled, so that each is a kill of its own; one more than there is room for.
+    let canceled: Vec<_> = (0..=KILLS_MAX).map(|chunk| r(2 * chunk, 1)).collect();
+    stage.log(&[LogEvent::ChunksEnded { job: j(1), state: ChunkState::Canceled, ranges: canceled.clone() }]);
+    let last = canceled[KILLS_MAX as usize];
+    let kill = |said| if let Said::Kill { request, range, .. } = said { Some((request, range)) } else { None };
+    let kills: Vec<(u64, ChunkRange)> = stage.said().into_iter().filter_map(kill).collect();
+    assert_eq!(kills.len(), KILLS_MAX as usize);
+    assert!(!kills.iter().any(|(_, range)| *range == last));
+    stage.pass(ms(110), &[]);
+    assert_eq!(stage.said(), [Said::AskInventory { to: w(1), epoch: 1 }]);
+    let listed = [running(j(1), r(1, 1), 1), running(j(1), last, 1)];
+    one.confirmed_index = stage.index();
+    // Still no room: the worker is asked once more, until there is.
+    stage.hears(one.peer, &one.inventory(&listed));
+    stage.hears(one.peer, &one.killed(kills[0].0));
+    stage.pass(ms(1_000), &[]);
+    assert!(stage.said().contains(&Said::AskInventory { to: w(1), epoch: 1 }));
+    stage.hears(one.peer, &one.inventory(&listed));
+    let said = stage.said();
+    assert!(matches!(said[..], [Said::Kill { job, range, .. }] if (job, range) == (j(1), last)), "{said:?}");
+    stage.pass(ms(2_500), &[&one]);
+    assert!(!stage.said().contains(&Said::AskInventory { to: w(1), epoch: 1 }));
 }
 
 #[test]

@@ -128,9 +128,15 @@ impl LoadBalancer {
     ) {
         let (Some(epoch), request) = (self.epoch(), self.number_request()) else { return };
         let (index, repeat) = (self.log.index, self.config.timings.repeat_interval);
-        let Some(worker) = self.workers.get_mut(&node).filter(|worker| worker.kills.len() < KILLS_MAX) else { return };
+        let Some(worker) = self.workers.get_mut(&node) else { return };
         let is_said = |kill: &Kill| kill.job == job && contains(kill.range, range);
         if worker.kills.values().any(is_said) {
+            return;
+        }
+        if worker.kills.len() == KILLS_MAX {
+            // What of it is still meant to run stands in an inventory that reflects all numbers so far, and is killed
+            // then; if there is no room even then, the worker is asked once more.
+            worker.inventory_wanted = Some(worker.next - 1);
             return;
         }
         let kill = Kill { job, range, index, after: worker.next - 1, again_at: now + repeat };

@@ -12,7 +12,7 @@ use super::range_map::RangeMap;
 
 /// Unanswered numbers of one worker; it gets nothing new beyond that.
 pub const UNANSWERED_MAX: usize = 64;
-/// Kills of one worker that wait for their answer. More are dropped: the worker's inventory brings them back.
+/// Kills of one worker that wait for their answer. More are dropped: an inventory is asked for, which brings them back.
 pub const KILLS_MAX: usize = 4096;
 
 /// By what right a range counts as held.
