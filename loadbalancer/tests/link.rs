@@ -68,6 +68,31 @@ fn a_lost_batch_is_asked_for_again() {
 }
 
 #[test]
+fn a_master_that_dies_in_the_middle_of_an_answer_costs_a_timeout_and_nothing_else() {
+    let mut stage = a_load_balancer();
+    stage.all_said();
+    let request = U64::new(stage.watch_request());
+    stage.is_telling = false;
+    stage.submit(j(1), 1);
+    let part = |part| {
+        let (after, index) = (U64::new(1), U64::new(2));
+        WatchBatch { request, after, index, part: U16::new(part), parts: U16::new(2), ..WatchBatch::DEFAULT }
+            .frame(NODE_OF_MASTER, &[])
+    };
+    stage.hears(MASTER, &part(0));
+    // Heartbeats go unheard meanwhile; the watch is asked again from where the view is, under a number of its own.
+    stage.pass(ms(1_501), &[]);
+    assert!(stage.all_said().contains(&Said::Watch { after: 1, fresh: false }));
+    assert_ne!(stage.watch_request(), request.get());
+    // What was still on its way from the dead master completes nothing.
+    stage.hears(MASTER, &part(1));
+    assert_eq!((stage.core.index(), stage.all_said()), (1, vec![]));
+    stage.is_telling = true;
+    stage.tell();
+    assert_eq!((stage.core.index(), stage.all_said()), (2, vec![Said::Watch { after: 2, fresh: false }]));
+}
+
+#[test]
 fn a_batch_with_a_gap_or_of_an_old_watch_or_of_nonsense_changes_nothing() {
     let mut stage = a_load_balancer();
     stage.all_said();

@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use wire::event::LogEvent;
-use wire::{BootNonce, ChunkRange, ChunkState, JobState, WallTime};
+use wire::{BootNonce, ChunkRange, ChunkState, ErrorCode, JobId, JobState, Kind, WallTime};
 
 /// Two workers with room for `credit` each, an epoch of ours, a clean slate.
 fn two_workers(credit: u32) -> (Stage, Worker, Worker) {
@@ -224,6 +224,40 @@ fn silent_worker_blocks_only_its_ranges() {
     stage.pass(ms(3_000), &[&two]);
     let lost_again = |said: &Said| matches!(said, Said::Lost { .. });
     assert!(!stage.said().iter().any(lost_again));
+}
+
+#[test]
+fn a_loss_that_a_busy_leader_refused_is_proposed_again() {
+    let (mut stage, mut one, _) = two_workers(2);
+    stage.submit(j(1), 2);
+    stage.accepts(&mut one, 1, 0, j(1), r(0, 2));
+    stage.said();
+    let lost = Said::Lost { worker: w(1), boot: BootNonce(1), newer_boot: false, items: vec![(j(1), r(0, 2), 1)] };
+    stage.pass(ms(5_100), &[]);
+    assert_eq!(stage.said(), std::slice::from_ref(&lost));
+    for _ in 0..3 {
+        let busy = wire::error_frame(US, ErrorCode::Busy, Some(Kind::Lost), 0, JobId::NIL, "busy");
+        stage.hears(MASTER, &busy);
+        assert_eq!(stage.said(), []);
+        stage.pass(ms(1_100), &[]);
+        assert_eq!(stage.said(), std::slice::from_ref(&lost));
+    }
+}
+
+#[test]
+fn a_worker_that_never_tells_its_inventory_is_asked_once_a_second() {
+    let mut stage = a_load_balancer();
+    let mut one = Worker::number(1);
+    stage.registers(&mut one);
+    stage.said();
+    // Each word of it is a reason to ask, and so is each look at the workers.
+    for _ in 0..100 {
+        stage.hears(one.peer, &one.heartbeat());
+        stage.pass(ms(100), &[]);
+    }
+    let said = stage.said();
+    let asked = said.iter().filter(|said| matches!(said, Said::AskInventory { .. })).count();
+    assert!((9..=10).contains(&asked), "{asked} times in ten seconds");
 }
 
 #[test]
