@@ -77,22 +77,34 @@ fn get(connection: &mut Connection, output: &Output, address: FileAddress, path:
     if path.is_dir() {
         return Err(Failure::usage(format!("{} is a directory", path.display())).hint("Name the file to write"));
     }
+    let length = write_to(connection, address, &path)?;
+    let value = serde_json::json!({ "id": address.to_string(), "length": length, "path": path.to_string_lossy() });
+    output.value("file", value, || format!("{} ({})", path.display(), size_text(length)));
+    Ok(0)
+}
+
+/// Writes the file to `path` and returns its length.
+fn write_to(connection: &mut Connection, address: FileAddress, path: &Path) -> Result<u64, Failure> {
+    let failed = |error: io::Error| Failure::new("local_file", format!("{}: {error}", path.display()));
+    // A link to something is followed, as by cp.
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        // A device or a pipe takes bytes. A rename would put a file in its place: root would lose /dev/null.
+        let mut device = std::fs::File::options().write(true).open(path).map_err(failed)?;
+        return connection.read_to(address, &mut device).map_err(Failure::from);
+    }
     // Whole or not at all: a name appears only with all its bytes.
     let mut fresh = path.clone().into_os_string();
     fresh.push(format!(".zg-{}", std::process::id()));
     let fresh = PathBuf::from(fresh);
-    let failed = |error: io::Error| Failure::new("local_file", format!("{}: {error}", fresh.display()));
     let mut file = std::fs::File::options().write(true).create_new(true).open(&fresh).map_err(failed)?;
     let copied = connection.read_to(address, &mut file).map_err(Failure::from);
-    let copied = copied.and_then(|length| std::fs::rename(&fresh, &path).map(|()| length).map_err(failed));
+    let copied = copied.and_then(|length| std::fs::rename(&fresh, path).map(|()| length).map_err(failed));
     if copied.is_err() {
         // What is wrong is told already.
         let _ = std::fs::remove_file(&fresh);
     }
-    let length = copied?;
-    let value = serde_json::json!({ "id": address.to_string(), "length": length, "path": path.to_string_lossy() });
-    output.value("file", value, || format!("{} ({})", path.display(), size_text(length)));
-    Ok(0)
+    copied
 }
 
 fn cat(connection: &mut Connection, address: FileAddress) -> Outcome {

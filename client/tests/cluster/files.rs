@@ -1,7 +1,8 @@
 //! Files in and out of storage, and what they are called.
 
-use std::io::Write;
-use std::process::Stdio;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::process::{Command, Stdio};
 
 use crate::dev::Dev;
 
@@ -29,6 +30,35 @@ fn a_file_comes_back_as_it_went() {
     let piece = dev.zg(&["file", "cat", &format!("{file}@1048570+20")]).expect_success();
     assert_eq!(piece.stdout, &content[1_048_570..1_048_590]);
     dev.zg(&["file", "cat", &format!("{file}@20000000+9")]).expect_error(2, &["20000000+9"]);
+    dev.stop();
+}
+
+#[test]
+fn a_file_is_written_into_a_pipe_and_through_a_link_and_replaces_neither() {
+    let dev = Dev::start(1);
+    let put = {
+        std::fs::write(dev.folder().join("five"), "five\n").expect("written");
+        dev.json(&["file", "put", "five"])
+    };
+    let file = put["file"]["id"].as_str().expect("an id");
+    let pipe = dev.folder().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo starts").success());
+    // Open for both, a pipe blocks nobody: a command that fails to write cannot hang the test.
+    let mut both = std::fs::File::options().read(true).write(true).open(&pipe).expect("opened");
+    dev.zg(&["file", "get", file, "pipe"]).expect_success();
+    assert!(pipe.symlink_metadata().expect("it is there").file_type().is_fifo(), "the pipe was replaced");
+    let mut got = [0; 5];
+    both.read_exact(&mut got).expect("the bytes are in the pipe");
+    assert_eq!(&got, b"five\n");
+
+    std::fs::write(dev.folder().join("target"), "old").expect("written");
+    std::os::unix::fs::symlink("target", dev.folder().join("link")).expect("linked");
+    dev.zg(&["file", "get", file, "link"]).expect_success();
+    assert!(dev.folder().join("link").symlink_metadata().expect("it is there").is_symlink());
+    assert_eq!(std::fs::read(dev.folder().join("target")).expect("it is there"), b"five\n");
+
+    let wrong = dev.zg(&["file", "get", file, "nowhere/x"]);
+    wrong.expect_error(1, &["nowhere/x: No such file"]);
     dev.stop();
 }
 
