@@ -212,6 +212,7 @@ struct Link {
 
 /// Something that an action led to at once.
 enum Pending {
+    Connecting { peer: PeerId, role: Role, endpoint: String },
     Exited { run: u64, end: RunEnd, usage: Usage },
     Collected { run: u64, is_kept: bool },
 }
@@ -392,6 +393,9 @@ impl Shell {
     fn settle(&mut self) -> Result<(), ShellError> {
         while let Some(pending) = self.pending.pop_front() {
             match pending {
+                Pending::Connecting { peer, role, endpoint } => {
+                    self.step_once(Event::Connecting { peer, role, endpoint: &endpoint })?;
+                }
                 Pending::Exited { run, end, usage } => {
                     let at = self.clock.wall();
                     self.step_once(Event::Exited { run, end, usage, at })?;
@@ -461,6 +465,7 @@ impl Shell {
     fn connect(&mut self, role: Role, server: Server) -> Result<(), ShellError> {
         match self.endpoint.connect(&server.endpoint, server.key, role, PeerClass::Control) {
             Ok(peer) => {
+                self.pending.push_back(Pending::Connecting { peer, role, endpoint: server.endpoint.clone() });
                 self.links.insert(peer, Link { role, endpoint: server.endpoint, is_connected: false });
                 Ok(())
             }

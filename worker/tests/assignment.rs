@@ -137,6 +137,24 @@ fn garbage_is_answered_not_obeyed() {
 }
 
 #[test]
+fn a_job_whose_names_leave_its_directory_is_refused_and_what_follows_is_obeyed() {
+    let mut worker = a_worker().build();
+    let input = |path: &[u8]| wire::job::Input {
+        hash: wire::Hash::NIL,
+        file_length: 1,
+        piece: None,
+        path: path.to_vec(),
+        executable: false,
+    };
+    worker.spec.inputs = vec![input(b"../../../etc/passwd")];
+    let said = worker.assign(1, job(J1), 0, 1);
+    assert!(said.len() == 1 && said[0].contains("error malformed about 1"), "{said:?}");
+    worker.spec.inputs = vec![input(b"in/it")];
+    let done = worker.assign(2, job(J1), 0, 1);
+    assert_eq!(done[..3], ["learn j1", "stage j1", "lb1: accepted 0+1 epoch 1 seen 2 credit 5"]);
+}
+
+#[test]
 fn two_primaries_one_epoch_counts() {
     let mut worker = a_worker().build();
     assert_eq!(worker.assign_as(LB1, 1, 1, job(J1), 0, 1, 1).len(), 4);

@@ -3,7 +3,7 @@
 mod support;
 
 use support::{LB1, LB2, MASTER, MASTER2, a_node, a_worker, job};
-use wire::{Duration, FixedPart, LeaderHeartbeat, PeerId, Role, U32, U64};
+use wire::{Duration, ErrorCode, FixedPart, JobId, Kind, LeaderHeartbeat, PeerId, Role, U32, U64};
 use worker::core::{Event, RunEnd};
 
 const MS: Duration = Duration::from_millis(1);
@@ -57,6 +57,27 @@ fn new_boot_waits_for_leader_index() {
 }
 
 #[test]
+fn a_worker_that_the_leader_does_not_know_registers_again() {
+    let mut worker = a_worker().build();
+    worker.tick();
+    let unknown = wire::error_frame(support::ME, ErrorCode::UnknownNode, Some(Kind::WorkerStatus), 0, JobId::NIL, "");
+    assert_eq!(worker.receives(MASTER, unknown), [""; 0]);
+    assert_eq!(worker.tick(), ["master: hello 2"]);
+}
+
+#[test]
+fn a_hello_on_a_new_connection_is_repeated_until_it_is_answered() {
+    let mut worker = a_worker().build();
+    let hellos = |said: Vec<String>| said.into_iter().filter(|word| word.contains("hello")).collect::<Vec<_>>();
+    worker.welcome_to(1, 5, &[]);
+    let back = Event::Connected { peer: MASTER, role: Role::Master, endpoint: "master" };
+    assert_eq!(worker.step(back), ["master: hello 2"]);
+    assert_eq!(hellos(worker.wait(1_000 * MS)), ["master: hello 2"]);
+    worker.welcome_to(2, 5, &[]);
+    assert_eq!(hellos(worker.wait(20_000 * MS)), [""; 0]);
+}
+
+#[test]
 fn without_masters_nothing_is_waited_for() {
     let mut worker = a_worker().without_masters().build();
     assert_eq!(worker.ask_inventory(LB1, 3), ["lb1: inventory epoch 3 seen 0 confirmed 0 credit 6"]);
@@ -107,6 +128,19 @@ fn the_masters_list_of_load_balancers_is_followed() {
     assert_eq!(worker.welcome_to(2, 5, &[]), ["disconnect lb2", "0 storage nodes"]);
     assert!(worker.assign_as(LB2, 9, 1, job(1), 0, 1, 1)[0].contains("not_allowed"));
     assert_eq!(worker.assign_as(LB1, 9, 1, job(1), 0, 1, 1).len(), 3);
+}
+
+#[test]
+fn a_connection_that_never_stood_ends_when_its_load_balancer_moves() {
+    let mut worker = a_worker().not_welcome_yet().with_one_load_balancer().build();
+    worker.welcome(4, &[a_node(Role::LoadBalancer, "third")]);
+    worker.step(Event::Connecting { peer: LB2, role: Role::LoadBalancer, endpoint: "third" });
+    worker.step(Event::Connected { peer: MASTER, role: Role::Master, endpoint: "master" });
+    let done = worker.welcome_to(2, 5, &[a_node(Role::LoadBalancer, "elsewhere")]);
+    assert_eq!(done[..2], ["disconnect lb2", "connect loadbalancer elsewhere"]);
+    // The same when the list was faster than the connection's number.
+    let late = Event::Connecting { peer: PeerId(9), role: Role::LoadBalancer, endpoint: "third" };
+    assert_eq!(worker.step(late), ["disconnect peer 9"]);
 }
 
 #[test]

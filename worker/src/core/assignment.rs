@@ -75,6 +75,10 @@ impl Worker {
                 let range = ChunkRange::new(request.first.get(), request.count.get());
                 if range.count > 0 {
                     if let Err((code, detail)) = self.make_known(job, range, request, body, now, actions) {
+                        // It will never be a job: the number is done with, and what follows it need not wait.
+                        if code == ErrorCode::Malformed {
+                            self.assignment.seen = sequence;
+                        }
                         let kind = Some(Kind::WorkerRequest);
                         return self.refuse(from, code, kind, sequence, job, &detail, actions);
                     }
@@ -117,7 +121,7 @@ impl Worker {
             if !self.jobs.has_room() {
                 return Err((ErrorCode::Busy, format!("{} jobs have chunks here", super::JOBS_MAX)));
             }
-            let order = Order::decode(request, body).map_err(|error| (ErrorCode::Malformed, error.to_string()))?;
+            let order = Order::decode(request, body).map_err(|error| (ErrorCode::Malformed, error))?;
             self.learn(order, None, now, actions);
         }
         let chunk_count = self.jobs.at(id).expect("it was learnt above").chunk_count;

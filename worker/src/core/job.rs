@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use wire::job::{JobBody, JobSpec};
-use wire::{ChunkRange, ChunkSet, DecodeError, Duration, FileId, Instant, JobId, PeerId, WorkerRequest};
+use wire::{ChunkRange, ChunkSet, Duration, FileId, Instant, JobId, PeerId, WorkerRequest};
 
 use super::slots::Need;
 use super::{Action, JOBS_MAX, Timer, Worker};
@@ -23,15 +23,22 @@ pub struct Order {
 }
 
 impl Order {
-    pub(super) fn decode(request: &WorkerRequest, body: &[u8]) -> Result<Self, DecodeError> {
-        let parts = JobBody::decode(body, request.program_length.get(), request.num_input_files.get())?;
+    /// Or says what is wrong. Masters have checked it already; but its names become paths here, whoever gave them.
+    pub(super) fn decode(request: &WorkerRequest, body: &[u8]) -> Result<Self, String> {
+        let parts = JobBody::decode(body, request.program_length.get(), request.num_input_files.get())
+            .map_err(|error| error.to_string())?;
+        let spec = JobSpec::decode(parts.spec).map_err(|error| error.to_string())?;
+        // The seed's words alone bring none.
+        if !parts.spec.is_empty() {
+            spec.check(&parts, request.chunk_count.get()).map_err(|error| error.to_string())?;
+        }
         Ok(Self {
             job: request.job_uuid.job(),
             number: request.job_number.get(),
             chunk_count: request.chunk_count.get(),
             program: parts.program.to_vec(),
             inputs: parts.inputs.to_vec(),
-            spec: JobSpec::decode(parts.spec)?,
+            spec,
         })
     }
 

@@ -44,7 +44,7 @@ impl Worker {
             match Order::decode(request, body) {
                 Ok(order) => self.learn(order, Some(from), now, actions),
                 Err(error) => {
-                    return self.refuse(from, ErrorCode::Malformed, kind, 0, id, &error.to_string(), actions);
+                    return self.refuse(from, ErrorCode::Malformed, kind, 0, id, &error, actions);
                 }
             }
         }

@@ -147,7 +147,13 @@ pub struct Parcel {
 /// What happens to a worker.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
-    /// A connection that was asked for has its number, or stands anew.
+    /// A connection that was asked for has its number; whether it will ever stand is open.
+    Connecting {
+        peer: PeerId,
+        role: Role,
+        endpoint: &'a str,
+    },
+    /// A connection that was asked for stands, or stands anew.
     Connected {
         peer: PeerId,
         role: Role,
@@ -202,7 +208,7 @@ pub enum Action {
         to: PeerId,
         frame: Vec<u8>,
     },
-    /// Answered by `Connected`.
+    /// Answered by `Connecting`, and by `Connected` when it stands.
     Connect {
         role: Role,
         server: Server,
@@ -321,7 +327,8 @@ impl Worker {
     /// Takes one event, changes the state, and appends what is to be done about it, in order.
     pub fn step(&mut self, event: Event<'_>, now: Instant, actions: &mut Vec<Action>) {
         match event {
-            Event::Connected { peer, role, endpoint } => self.on_connected(peer, role, endpoint, actions),
+            Event::Connecting { peer, role, endpoint } => self.on_connecting(peer, role, endpoint, actions),
+            Event::Connected { peer, role, endpoint } => self.on_connected(peer, role, endpoint, now, actions),
             Event::Received { from, frame } => self.on_frame(from, frame, now, actions),
             Event::Staged { job } => self.on_staged(job),
             Event::StageFailed { job } => self.on_stage_failed(job, now, actions),

@@ -14,8 +14,10 @@ use super::{Action, Server, Settings, Timer, Worker};
 struct Link {
     role: Role,
     server: Server,
-    /// `None` until the shell has answered.
+    /// `None` until the connection stands.
     peer: Option<PeerId>,
+    /// The connection that was made for it, standing or not.
+    attempt: Option<PeerId>,
     is_asked_for: bool,
     /// The settings name it, so that no list of the masters' takes it away.
     is_fixed: bool,
@@ -42,6 +44,7 @@ impl Registration {
             role,
             server: server.clone(),
             peer: None,
+            attempt: None,
             is_asked_for: false,
             is_fixed: true,
             wants_inventory: false,
@@ -101,7 +104,8 @@ impl Registration {
         self.links.retain(|link| {
             let stays = link.is_fixed || link.role != Role::LoadBalancer || wanted.contains(&link.server);
             if !stays {
-                left.extend(link.peer);
+                // Also one that never stood: nobody else would ever end it.
+                left.extend(link.peer.or(link.attempt));
             }
             stays
         });
@@ -117,6 +121,7 @@ impl Registration {
                 role: Role::LoadBalancer,
                 server,
                 peer: None,
+                attempt: None,
                 is_asked_for: false,
                 is_fixed: false,
                 wants_inventory: false,
@@ -139,8 +144,25 @@ impl Worker {
         }
     }
 
+    /// A connection is being made; it may never stand.
+    pub(super) fn on_connecting(&mut self, peer: PeerId, role: Role, endpoint: &str, actions: &mut Vec<Action>) {
+        let is_it = |link: &&mut Link| link.role == role && link.server.endpoint == endpoint;
+        match self.registration.links.iter_mut().find(is_it) {
+            Some(link) => link.attempt = Some(peer),
+            // It has left the masters' list since it was asked for.
+            None => actions.push(Action::Disconnect { peer }),
+        }
+    }
+
     /// A connection stands: the first words are ours.
-    pub(super) fn on_connected(&mut self, peer: PeerId, role: Role, endpoint: &str, actions: &mut Vec<Action>) {
+    pub(super) fn on_connected(
+        &mut self,
+        peer: PeerId,
+        role: Role,
+        endpoint: &str,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         let is_it = |link: &&mut Link| link.role == role && link.server.endpoint == endpoint;
         // It may have left the masters' list since it was asked for.
         let Some(link) = self.registration.links.iter_mut().find(is_it) else {
@@ -148,7 +170,11 @@ impl Worker {
         };
         link.peer = Some(peer);
         match role {
-            Role::Master => self.say_hello(&[peer], actions),
+            Role::Master => {
+                self.say_hello(&[peer], actions);
+                // It may have been lost on the way: the timer repeats it until there is an answer.
+                self.timers.set_earlier(Timer::Hello, now + self.settings.resend_interval_min);
+            }
             Role::LoadBalancer => {
                 self.send(peer, self.idle_status(0), &[], actions);
                 // Alone with a peer that may know only the seed's structs, a worker waits to be asked.
@@ -178,6 +204,12 @@ impl Worker {
         for peer in to {
             self.send(*peer, hello, &body.bytes, actions);
         }
+    }
+
+    /// The leader does not know this worker, or has a longer list of nodes.
+    pub(super) fn register_again(&mut self, now: Instant) {
+        self.registration.hello_interval = self.settings.resend_interval_min;
+        self.timers.set_earlier(Timer::Hello, now);
     }
 
     /// The registration has not been answered: say it again, ever less often.
@@ -233,8 +265,7 @@ impl Worker {
         }
         self.follow_leader(from, heartbeat.term.get(), now, actions);
         if self.registration.is_welcome && heartbeat.nodes_version.get() > self.registration.nodes_version {
-            self.registration.hello_interval = self.settings.resend_interval_min;
-            self.timers.set_earlier(Timer::Hello, now);
+            self.register_again(now);
         }
     }
 

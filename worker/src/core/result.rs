@@ -465,7 +465,7 @@ impl Worker {
         }
     }
 
-    /// A master refused a batch (or a hello, which its timer repeats).
+    /// A master refused a batch, or a heartbeat (or a hello, which its timer repeats).
     pub(super) fn on_master_error(
         &mut self,
         from: PeerId,
@@ -478,6 +478,9 @@ impl Worker {
         let code = ErrorCode::from_number(code);
         if code == Some(ErrorCode::NotLeader) {
             return self.registration.on_not_leader(from);
+        }
+        if code == Some(ErrorCode::UnknownNode) {
+            return self.register_again(now);
         }
         if regarding != Kind::WorkerStatus as u8 {
             return;

@@ -8,9 +8,9 @@ use wire::job::{JobBody, JobSpec};
 use wire::record::{Bundle, ChunkItem, NodeRecord, Receipt, StoredFile, holding, records};
 use wire::run::decode_results;
 use wire::{
-    BootNonce, ChunkRange, ClientKey, Duration, ErrorCode, FileId, FixedPart, Hash, Instant, InventoryRequest, JobId,
-    Kill, Kind, LeaderHeartbeat, Message, NodeId, NodeState, NodeWelcome, PeerId, ResultConfirmed, Retract, Role,
-    StatusState, U32, U64, WallTime, WorkerRequest, Writer,
+    ArraySpec, BootNonce, ChunkRange, ClientKey, Duration, ErrorCode, FileId, FixedPart, Hash, Instant,
+    InventoryRequest, JobId, Kill, Kind, LeaderHeartbeat, Message, NodeId, NodeState, NodeWelcome, PeerId,
+    ResultConfirmed, Retract, Role, StatusState, U32, U64, WallTime, WorkerRequest, Writer,
 };
 use worker::core::{Action, Event, Parcel, RunEnd, Server, Settings, Take, Usage, Worker};
 
@@ -157,7 +157,8 @@ impl Bench {
 
     pub fn body(&self) -> Vec<u8> {
         let inputs = vec![FileId([9; 16]); self.spec.inputs.len()];
-        JobBody::encode(b"", &inputs, &self.spec)
+        let spec = JobSpec { array: ArraySpec::plain(self.chunk_count), ..self.spec.clone() };
+        JobBody::encode(b"", &inputs, &spec)
     }
 
     pub fn request(&self, job: JobId, first: u32, count: u32) -> WorkerRequest {
