@@ -93,6 +93,8 @@ pub struct Put {
     deadline: Option<Instant>,
     /// When the receiver showed last that it gets on.
     progressed_at: Option<Instant>,
+    /// The receiver once had other bytes than ours, and got them all again.
+    is_begun_anew: bool,
     receipts: Vec<Receipt>,
 }
 
@@ -110,6 +112,7 @@ impl Put {
             credit: 0,
             deadline: None,
             progressed_at: None,
+            is_begun_anew: false,
             receipts: Vec::new(),
         }
     }
@@ -263,6 +266,14 @@ impl Put {
                     self.state = State::Beginning;
                     self.deadline = None;
                 }
+                Ok(())
+            }
+            // A commit can meet a receiver that was started again and has begun the upload, but does not have all of it. That
+            // ended the upload. The second time it is the content that changes.
+            ErrorCode::HashMismatch if regarding == Kind::PutCommit as u8 && !self.is_begun_anew => {
+                self.is_begun_anew = true;
+                self.state = State::Beginning;
+                self.deadline = None;
                 Ok(())
             }
             ErrorCode::Malformed

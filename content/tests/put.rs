@@ -163,6 +163,43 @@ fn a_receiver_that_was_started_again_gets_everything_again() {
 }
 
 #[test]
+fn a_commit_that_met_a_receiver_started_again_costs_one_new_beginning() {
+    let now = Instant(0);
+    let mut put = a_put(2 * BLOCK);
+    sent(&mut put, now);
+    // The last word of a receiver that then died; the one that took its place has begun the upload and has nothing of it.
+    grant(&mut put, 2 * BLOCK, 2, 0, now);
+    assert_eq!(sent(&mut put, now), ["commit"]);
+    refuse(&mut put, Kind::PutCommit, ErrorCode::HashMismatch, now).expect("it is no failure yet");
+    assert_eq!(sent(&mut put, now), ["begin"]);
+    grant(&mut put, 0, 2, 0, now);
+    assert_eq!((put.held(), sent(&mut put, now)), (0, vec![block(0), block(1)]));
+    ack(&mut put, 2 * BLOCK, 2, now);
+    assert_eq!(sent(&mut put, now), ["commit"]);
+    // All of it came from us this time: it is our bytes that are wrong.
+    let refused = PutError::Refused { code: ErrorCode::HashMismatch, detail: "no".into() };
+    assert_eq!(refuse(&mut put, Kind::PutCommit, ErrorCode::HashMismatch, now), Err(refused));
+}
+
+#[test]
+fn a_commit_that_arrives_late_and_ends_the_upload_costs_one_new_beginning() {
+    let now = Instant(0);
+    let mut put = a_put(2 * BLOCK);
+    sent(&mut put, now);
+    grant(&mut put, 2 * BLOCK, 2, 0, now);
+    assert_eq!(sent(&mut put, now), ["commit"]);
+    refuse(&mut put, Kind::PutCommit, ErrorCode::UploadUnknown, now).expect("it is no failure");
+    assert_eq!(sent(&mut put, now), ["begin"]);
+    grant(&mut put, 0, 2, 0, now);
+    assert_eq!(sent(&mut put, now).len(), 2);
+    // The first commit was sent again before the answer came.
+    refuse(&mut put, Kind::PutCommit, ErrorCode::HashMismatch, now).expect("it is no failure yet");
+    assert_eq!(sent(&mut put, now), ["begin"]);
+    grant(&mut put, 0, 2, 0, now);
+    assert_eq!(sent(&mut put, now), [block(0), block(1)]);
+}
+
+#[test]
 fn a_busy_receiver_is_left_alone_for_a_pause() {
     let now = Instant(0);
     let mut put = a_put(1);
