@@ -97,6 +97,11 @@ impl Core {
     /// Puts a request into this turn's entry, unless it is under way already.
     pub(super) fn propose(&mut self, waiter: Waiter, frame: Vec<u8>, actions: &mut Vec<Action>) {
         if self.backlog.has(waiter.key) {
+            // It may yet enter the log, so it is not refused; but its sender should not take us for dead.
+            if self.is_disk_full && matches!(waiter.key, Key::Numbered { .. }) {
+                let detail = "the master's disk is full: the request waits for room";
+                self.answer_refused(&waiter, ErrorCode::Busy, detail, actions);
+            }
             return;
         }
         if self.is_disk_full {
