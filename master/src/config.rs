@@ -10,7 +10,7 @@
 //! # endpoint = "tcp://10.0.0.1:7001"       # how others reach it, where that is not `bind`
 //! receipt_key = "receipt.key"              # 64 hexadecimal digits, the same for all storage nodes and masters
 //! init = true                              # an empty directory becomes a new group of one; else it is refused
-//! # free_bytes_min = 67108864              # below that much free disk nothing new is accepted
+//! # free_bytes_min = 67108864              # below that much free disk no new jobs, below a quarter of it nothing at all
 //!
 //! # [timings]                              # milliseconds; what is left out is as here
 //! # tick_ms = 30                           # a tick of Raft
@@ -64,7 +64,7 @@ impl Config {
 }
 
 fn default_free_bytes_min() -> u64 {
-    64 * MIB as u64
+    node::disk::MASTER_FREE_BYTES_MIN
 }
 
 /// Durations, and how often the log is cut.

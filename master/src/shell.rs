@@ -134,6 +134,7 @@ impl Shell {
                 Done::Persisted(ticket) => self.step(Event::Persisted { ticket }),
                 Done::SnapshotSaved(ticket) => self.step(Event::SnapshotSaved { ticket }),
                 Done::Full => self.step(Event::DiskFull),
+                Done::Low(is_low) => self.step(Event::DiskLow { is_low }),
             }
         }
         self.step(Event::Tick);

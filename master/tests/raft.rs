@@ -167,6 +167,32 @@ fn a_full_disk_refuses_requests_until_it_has_room() {
 }
 
 #[test]
+fn a_disk_that_is_down_to_its_reserve_takes_only_what_ends_or_frees_something() {
+    let mut master = a_master().build();
+    master.enthrones(1);
+    for (n, job) in [(1, J1), (2, J2)] {
+        master.receives(CLIENT_PEER, submit(n, job, &a_spec(2)));
+    }
+    master.step(Event::DiskLow { is_low: true });
+    let full = "the master's disk is full";
+    let refused = master.receives(CLIENT_PEER, submit(3, JobId([3; 16]), &a_spec(1)));
+    assert_eq!(refused, [format!("1: error disk_full #3: {full}")]);
+    let refused = master.receives(CLIENT_PEER, record_file(4, &a_file(b"a")));
+    assert_eq!(refused, [format!("1: error disk_full #4: {full}")]);
+
+    let done = master.receives(W1_PEER, succeeded(W1, J1, &[a_run(0, &[a_result(), a_result()])]).frame());
+    assert!(done.iter().any(|said| said.contains("confirmed")), "{done:?}");
+    let done = master.receives(CLIENT_PEER, cancel(5, J2, 0, u32::MAX));
+    assert!(done.iter().any(|said| said.contains("committed #5")), "{done:?}");
+    let done = master.receives(W2_PEER, hello(6, &a_node(W2, Role::Worker, 1)));
+    assert!(done.iter().any(|said| said.contains("welcome")), "{done:?}");
+
+    master.step(Event::DiskLow { is_low: false });
+    let accepted = master.receives(CLIENT_PEER, submit(7, JobId([3; 16]), &a_spec(1)));
+    assert_eq!(accepted, ["1: job_accepted #7 number 3"]);
+}
+
+#[test]
 fn what_waits_for_room_on_the_disk_says_so_when_it_is_asked_again() {
     let mut master = a_master().slow_disk().build();
     while master.unwritten() > 0 {

@@ -3,7 +3,7 @@
 //! The owner never blocks on a channel: it only tries. Helpers may block. What a helper sends rings the owner's bell
 //! after it has been pushed, so that the owner finds it.
 
-pub use crossbeam::channel::{Receiver, TrySendError};
+pub use crossbeam::channel::{Receiver, RecvTimeoutError, TrySendError};
 use crossbeam::channel::{SendError, Sender, TryRecvError, bounded};
 
 use crate::Bell;

@@ -10,6 +10,7 @@ pub mod bell;
 pub mod certificate;
 pub mod channel;
 pub mod clock;
+pub mod disk;
 pub mod endpoint;
 pub mod frame;
 pub mod identity;

@@ -104,7 +104,9 @@ impl Core {
             }
             return;
         }
-        if self.is_disk_full {
+        let is_new = matches!(waiter.kind, Kind::SubmitJob | Kind::RecordFile);
+        // What ends or frees something may be all that makes room again: the reserve is for that.
+        if self.is_disk_full || (self.is_disk_low && is_new) {
             return self.answer_refused(&waiter, ErrorCode::DiskFull, "the master's disk is full", actions);
         }
         let limits = &self.config.limits;

@@ -45,6 +45,8 @@ pub enum Event<'a> {
     SnapshotSaved { ticket: Ticket },
     /// The disk has no room for a `Persist`; the shell tries it again. Ends with the next `Persisted`.
     DiskFull,
+    /// Whether the disk has come down to its reserve. That is for what ends or frees something.
+    DiskLow { is_low: bool },
     /// The connection is gone, and its number is never used again.
     PeerGone { peer: PeerId },
     /// Time has passed, or the turn ends: what came in this turn is proposed now.
@@ -108,6 +110,7 @@ pub struct Core {
     /// When this master began to lead; a silence is counted from here at the earliest.
     leading_since: Option<Instant>,
     is_disk_full: bool,
+    is_disk_low: bool,
     saving: Option<Saving>,
     snapshot_index: u64,
     /// Bytes of the entries applied since the last snapshot was begun.
@@ -133,6 +136,7 @@ impl Core {
             last_ticket: 0,
             leading_since: None,
             is_disk_full: false,
+            is_disk_low: false,
             saving: None,
             snapshot_index: state.index,
             log_bytes: 0,
@@ -156,6 +160,7 @@ impl Core {
             }
             Event::SnapshotSaved { ticket } => self.on_snapshot_saved(ticket, actions),
             Event::DiskFull => self.is_disk_full = true,
+            Event::DiskLow { is_low } => self.is_disk_low = is_low,
             Event::PeerGone { peer } => self.watchers.forget(peer),
             Event::Tick => self.on_tick(now, wall, actions),
         }

@@ -2,19 +2,19 @@
 //!
 //! The log is raft-engine's. Everything that waits when the log thread is free goes into one write and one fsync. An
 //! fsync that fails may have lost what it was to keep, so the process ends at once and comes back from what is there. A
-//! full disk is another matter: nothing is written below a reserve, and the thread tries again until there is room.
-//! Meanwhile the core says "disk full", but only if it is the log that has no room: a snapshot can wait.
+//! full disk is another matter, and shows in two steps. Below `free_bytes_min` the core is told that the disk is low: what
+//! is left is a reserve for requests that end or free something. Below a part of that nothing is written any more, the core
+//! is told that the disk is full, and the thread tries again until there is room. A snapshot can wait, and is not told of.
 
 use std::collections::VecDeque;
-use std::ffi::CString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use node::Bell;
-use node::channel::{Inbox, Orders, Outbox, to_helper, to_owner};
+use node::channel::{Inbox, Orders, Outbox, RecvTimeoutError, to_helper, to_owner};
+use node::disk::free_bytes;
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Engine, LogBatch, MessageExt, ReadableSize};
 
@@ -39,6 +39,8 @@ const ORDERS_MAX: usize = 1_024;
 const WRITE_SIZE_MAX: usize = 16 * wire::limit::MIB;
 /// How often a full disk is looked at again.
 const FULL_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// This part of the free room that is asked for is a reserve that nothing uses: a write that fails half-way ends the master.
+const UNTOUCHED_PART: u64 = 4;
 
 /// Says why the log cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,8 @@ pub(super) enum Done {
     SnapshotSaved(Ticket),
     /// There is no room for the log now; it is tried again, so a `Persisted` follows once there is.
     Full,
+    /// The disk is down to its reserve, or is so no more.
+    Low(bool),
 }
 
 enum Order {
@@ -124,7 +128,15 @@ impl Disk {
         let (outbox, done) = to_owner(ORDERS_MAX, bell);
         let (orders, order_rx) = to_helper(ORDERS_MAX);
         let (saves, save_rx) = to_helper(1);
-        let log = LogThread { engine, last_write, mark, dir: dir.to_owned(), free_bytes_min, done: outbox.clone() };
+        let mut log = LogThread {
+            engine,
+            last_write,
+            mark,
+            dir: dir.to_owned(),
+            free_bytes_min,
+            is_low: false,
+            done: outbox.clone(),
+        };
         let log_thread = spawn("master-log", move || log.run(&order_rx))?;
         let saver = SnapshotThread { dir: dir.to_owned(), free_bytes_min, done: outbox };
         let snapshot_thread = spawn("master-snapshot", move || saver.run(&save_rx))?;
@@ -223,12 +235,14 @@ struct LogThread {
     mark: Mark,
     dir: PathBuf,
     free_bytes_min: u64,
+    /// What the core was last told.
+    is_low: bool,
     done: Outbox<Done>,
 }
 
 impl LogThread {
-    fn run(mut self, orders: &node::channel::Receiver<Order>) {
-        while let Ok(first) = orders.recv() {
+    fn run(&mut self, orders: &node::channel::Receiver<Order>) {
+        while let Some(first) = self.next_order(orders) {
             let mut compact = None;
             let mut persists: Vec<Persist> = Vec::new();
             let mut size = 0;
@@ -246,7 +260,7 @@ impl LogThread {
                 }
             }
             if let Some(last) = persists.last().map(|persist| persist.ticket) {
-                if !self.wait_for_room() {
+                if !self.wait_for_room(size as u64) {
                     return;
                 }
                 self.write(&persists);
@@ -260,18 +274,51 @@ impl LogThread {
         }
     }
 
-    /// Waits until the disk has room, and says so while it has not; the write that waits is what ends it for the core.
-    /// False = the owner is gone.
-    fn wait_for_room(&self) -> bool {
+    /// Waits for an order. A disk that is low is looked at again meanwhile: with no jobs taken, nobody may order anything.
+    fn next_order(&mut self, orders: &node::channel::Receiver<Order>) -> Option<Order> {
+        loop {
+            if !self.is_low {
+                return orders.recv().ok();
+            }
+            match orders.recv_timeout(FULL_RETRY_INTERVAL) {
+                Ok(order) => return Some(order),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.look()?;
+                }
+            }
+        }
+    }
+
+    /// How much room there is; the core is told when that goes below what is asked for, or above. `None` = it is gone.
+    fn look(&mut self) -> Option<u64> {
+        let free = free_bytes(&self.dir);
+        let is_low = free < self.free_bytes_min;
+        if is_low != self.is_low {
+            let (dir, free_bytes_min) = (self.dir.display(), self.free_bytes_min);
+            if is_low {
+                tracing::error!(%dir, free, free_bytes_min, "the disk is almost full: no new jobs and files are taken");
+            } else {
+                tracing::info!(%dir, free, free_bytes_min, "the disk has room again");
+            }
+            self.is_low = is_low;
+            self.done.send(Done::Low(is_low)).ok()?;
+        }
+        Some(free)
+    }
+
+    /// Waits until the disk has room for a write, and says so while it has not; the write that waits is what ends it for
+    /// the core. False = the owner is gone.
+    fn wait_for_room(&mut self, size: u64) -> bool {
+        let needed = (self.free_bytes_min / UNTOUCHED_PART).saturating_add(size);
         let mut is_told = false;
         loop {
-            let free = free_bytes(&self.dir);
-            if free >= self.free_bytes_min {
+            let Some(free) = self.look() else { return false };
+            if free >= needed {
                 return true;
             }
             if !is_told {
-                let (dir, free_bytes_min) = (self.dir.display(), self.free_bytes_min);
-                tracing::error!(%dir, free, free_bytes_min, "the disk is full: nothing new is accepted");
+                tracing::error!(dir = %self.dir.display(), free, needed, "the disk is full: nothing is accepted");
                 is_told = true;
             }
             if self.done.send(Done::Full).is_err() {
@@ -345,17 +392,6 @@ impl SnapshotThread {
     }
 }
 
-/// Bytes that we may still write; what cannot be asked counts as room, and the write itself will tell.
-fn free_bytes(dir: &Path) -> u64 {
-    let Ok(path) = CString::new(dir.as_os_str().as_bytes()) else { return u64::MAX };
-    // SAFETY: a zeroed statvfs is a valid one for the call to fill; `path` is a C string that outlives it.
-    let (status, room) = unsafe {
-        let mut room: libc::statvfs64 = std::mem::zeroed();
-        (libc::statvfs64(path.as_ptr(), &mut room), room)
-    };
-    if status == 0 { room.f_bavail.saturating_mul(room.f_frsize) } else { u64::MAX }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -421,12 +457,41 @@ mod tests {
         let (mut disk, _) = Disk::open(dir.path(), u64::MAX / 2, &Bell::new().unwrap()).unwrap();
         disk.persist(Persist { ticket: Ticket(1), ..Persist::default() });
         disk.push();
-        let mut first = None;
-        while first.is_none() {
-            first = disk.next_done();
-            thread::yield_now();
-        }
-        assert_eq!(first, Some(Done::Full));
+        assert_eq!([next_done(&disk), next_done(&disk)], [Done::Low(true), Done::Full]);
         disk.close();
+    }
+
+    fn next_done(disk: &Disk) -> Done {
+        loop {
+            match disk.next_done() {
+                Some(done) => return done,
+                None => thread::yield_now(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_low_disk_writes_what_comes_and_says_when_it_is_low_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        // Half of that is there, and the untouched part of it is less.
+        let free_bytes_min = free_bytes(dir.path()) * 2;
+        let (outbox, done) = to_owner(8, &Bell::new().unwrap());
+        let (orders, order_rx) = to_helper(1);
+        let engine = Engine::open(raft_engine::Config {
+            dir: dir.path().join(LOG).to_string_lossy().into_owned(),
+            ..raft_engine::Config::default()
+        });
+        let (engine, mark) = (engine.unwrap(), Mark::open(dir.path()).unwrap());
+        let dir = dir.path().to_owned();
+        let mut log = LogThread { engine, last_write: 0, mark, dir, free_bytes_min, is_low: false, done: outbox };
+        let persist = Persist { ticket: Ticket(1), ..Persist::default() };
+        assert!(orders.try_send(Order::Persist(persist)).is_ok());
+        drop(orders);
+        log.run(&order_rx);
+        assert_eq!(done.try_recv(), Ok(Done::Low(true)));
+        assert_eq!(done.try_recv(), Ok(Done::Persisted(Ticket(1))), "it is not full");
+        log.free_bytes_min = 0;
+        assert_eq!(log.look().map(|_| done.try_recv()), Some(Ok(Done::Low(false))));
+        assert_eq!(log.look().map(|_| done.try_recv().is_err()), Some(true), "it is told once");
     }
 }
