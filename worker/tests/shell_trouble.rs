@@ -74,6 +74,27 @@ fn a_slot_that_cannot_be_cleaned_is_closed_until_it_can_be() {
 }
 
 #[test]
+fn outputs_ten_thousand_directories_deep_fail_their_chunk_and_nothing_else() {
+    let mut site = Site::new();
+    let mut running = site.start_in_cluster();
+    let script = "echo out; exec perl -e 'chdir $ENV{ZG_OUTPUT_DIR}; for (1..10000) { mkdir q(d); chdir q(d) }'";
+    let (result, streams) = site.shell(script, JobSpec::default());
+    assert_eq!((result.cause, result.exit_code), (Cause::Policy, Some(0)));
+    assert_eq!(streams.stdout(), "out\n");
+    assert_eq!(streams.stderr(), "zg: the outputs lie more than 256 directories deep\n");
+    runs_go_on_after(&mut site, "true");
+    // Whoever removes the site could not follow it down.
+    let is_gone = |name: &str| fs::read_dir(site.path(name)).is_ok_and(|mut entries| entries.next().is_none());
+    let clock = node::Clock::new();
+    let deadline = clock.now() + std::time::Duration::from_secs(30);
+    while !(is_gone("data/outbox") && is_gone("data/trash")) {
+        assert!(clock.now() < deadline, "it is not removed");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert_eq!(running.terminate(), Some(0));
+}
+
+#[test]
 fn a_worker_outlives_its_slot_processes() {
     let mut site = Site::new();
     let mut running = site.start_in_cluster();

@@ -23,6 +23,8 @@ use crate::core::Order;
 
 /// Files that one chunk may keep.
 const OUTPUTS_MAX: usize = 65_536;
+/// Directories in one another that outputs may lie in. No stack holds the ten thousand that a program may leave.
+const DEPTH_MAX: usize = 256;
 
 /// Part of a stream.
 #[derive(Debug)]
@@ -79,6 +81,7 @@ struct Output {
 #[derive(Default)]
 struct Found {
     outputs: Vec<Output>,
+    is_too_deep: bool,
     names: BTreeSet<Vec<u8>>,
     length: u64,
     /// Told at the end of standard error.
@@ -177,6 +180,9 @@ impl Kept {
                 }
             }
         }
+        if found.is_too_deep {
+            return Ok(Some(format!("the outputs lie more than {DEPTH_MAX} directories deep")));
+        }
         let length = found.length + length_of(&self.stdout) + length_of(&self.stderr);
         if length > size_max {
             return Ok(Some(format!("the outputs have {length} bytes, at most {size_max} are kept")));
@@ -205,6 +211,7 @@ impl Kept {
             }
             found.push(output);
         }
+        found.is_too_deep |= matched.is_too_deep;
         found.notes.append(&mut matched.notes);
         Ok(())
     }
@@ -226,12 +233,13 @@ impl Found {
 
     fn add(&mut self, path: &Path, name: Vec<u8>) -> io::Result<()> {
         // More would be refused anyway; a program may leave millions.
-        if self.outputs.len() > OUTPUTS_MAX {
+        if self.outputs.len() > OUTPUTS_MAX || self.is_too_deep {
             return Ok(());
         }
         let metadata = fs::symlink_metadata(path)?;
         if metadata.is_dir() {
-            return self.add_tree(path, name);
+            self.is_too_deep = name.iter().filter(|byte| **byte == b'/').count() >= DEPTH_MAX;
+            return if self.is_too_deep { Ok(()) } else { self.add_tree(path, name) };
         }
         if !metadata.is_file() {
             self.notes.push(format!("'{}' is {} and is not kept", bytes_text(&name), kind(&metadata)));
@@ -368,6 +376,26 @@ mod tests {
         fs::write(dir.path().join("out/large"), "large").expect("written");
         kept.out = Some(dir.path().join("out"));
         assert_eq!(pack(&kept, 7).1, b"outzg: the outputs have 8 bytes, at most 7 are kept\n");
+    }
+
+    #[test]
+    fn outputs_that_lie_too_deep_are_refused_without_going_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut kept = a_kept(dir.path(), &[]);
+        let out = dir.path().join("out");
+        let deepest = out.join("d/".repeat(DEPTH_MAX));
+        fs::create_dir_all(&deepest).expect("made");
+        fs::write(deepest.join("kept"), "kept").expect("written");
+        kept.out = Some(out);
+        assert!(pack(&kept, 10_000).1.ends_with(b"outkept"));
+        // An empty one too: who knows what lies in it.
+        fs::create_dir(deepest.join("d")).expect("made");
+        let refusal = format!("outzg: the outputs lie more than {DEPTH_MAX} directories deep\n");
+        let (bundle, bytes, is_refused) = pack(&kept, 10_000);
+        assert_eq!((String::from_utf8(bytes).expect("text"), bundle.outputs_length, is_refused), (refusal, 0, true));
+        let mut kept = a_kept(&dir.path().join("aside"), &["out"]);
+        kept.work = Some(dir.path().to_path_buf());
+        assert!(pack(&kept, 10_000).2, "a declared output is no different");
     }
 
     #[test]
