@@ -67,8 +67,10 @@ impl Disk {
         if length == 0 {
             return Ok(());
         }
-        // Asked for more than there is, a filesystem may first give all it has: nobody else could write meanwhile.
-        if free_bytes(file)? < length {
+        // Asked for more than there is, a filesystem may first give all it has: nobody else could write meanwhile. And what is
+        // large leaves something to the small files that say how a chunk ended, and to a master that shares the disk.
+        let left = length.min(node::disk::MASTER_FREE_BYTES_MIN);
+        if free_bytes(file)? < length.saturating_add(left) {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let length = libc::off_t::try_from(length).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
