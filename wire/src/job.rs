@@ -4,6 +4,7 @@
 //! as the seed has them; then the spec: everything that the seed's struct has no room for. The same bytes travel from
 //! the client through the log to the load balancer and the worker; nobody on the way writes them anew.
 
+mod fit;
 mod placeholder;
 mod rule;
 

@@ -162,25 +162,9 @@ impl Core {
 
     /// Says why no worker that is up can run a chunk of this; `None` also while none is up, since some may come.
     fn never_runs(&self, spec: &JobSpec, now: Instant) -> Option<String> {
-        let workers = || {
-            let is_up = |node: NodeId| self.presence.is_heard(node, now, self.config.timings.grace_ms);
-            self.state.nodes.values().filter(move |node| node.role == Role::Worker && is_up(node.node))
-        };
-        if workers().any(|worker| worker.cpus_milli >= spec.cpus_milli && worker.memory >= spec.memory) {
-            return None;
-        }
-        // The first of the largest, so that the text does not depend on chance.
-        let largest = workers().rev().max_by_key(|worker| worker.cpus_milli)?;
-        if largest.cpus_milli < spec.cpus_milli {
-            let (asked, has) = (cpus_text(spec.cpus_milli), cpus_text(largest.cpus_milli));
-            return Some(format!("no worker has {asked} cpus (largest: {}, {has})", largest.name));
-        }
-        let largest = workers().rev().max_by_key(|worker| worker.memory)?;
-        let (asked, has) = (size_text(spec.memory), size_text(largest.memory));
-        if largest.memory < spec.memory {
-            return Some(format!("no worker has {asked} of memory (largest: {}, {has})", largest.name));
-        }
-        Some(format!("no worker has both {} cpus and {asked} of memory", cpus_text(spec.cpus_milli)))
+        let is_up = |node: NodeId| self.presence.is_heard(node, now, self.config.timings.grace_ms);
+        let nodes = self.state.nodes.values();
+        spec.misfit(nodes.filter(|node| node.role == Role::Worker && is_up(node.node)))
     }
 
     fn judge_cancel(&self, cancel: &Cancel) -> Verdict {
@@ -269,32 +253,5 @@ impl Core {
             return refuse(ErrorCode::Busy, detail);
         }
         Verdict::Propose
-    }
-}
-
-/// 64000 thousandths are `64`, 1500 are `1.5`.
-fn cpus_text(cpus_milli: u32) -> String {
-    let text = format!("{}.{:03}", cpus_milli / 1_000, cpus_milli % 1_000);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// Bytes in the largest unit that divides them.
-fn size_text(bytes: u64) -> String {
-    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
-    let (mut amount, mut unit) = (bytes, 0);
-    while amount >= 1024 && amount.is_multiple_of(1024) && unit + 1 < units.len() {
-        (amount, unit) = (amount / 1024, unit + 1);
-    }
-    format!("{amount} {}", units[unit])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn amounts_read_as_people_wrote_them() {
-        assert_eq!((cpus_text(64_000), cpus_text(1_500), cpus_text(10)), ("64".into(), "1.5".into(), "0.01".into()));
-        assert_eq!((size_text(3 << 40), size_text(1025)), ("3 TiB".into(), "1025 bytes".into()));
     }
 }
