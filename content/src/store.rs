@@ -164,15 +164,24 @@ impl Store {
     pub fn stat(&self, file: FileId) -> Result<Stat, StoreError> {
         let length = self.length(file)?;
         let path = self.path(file)?;
-        if let Some(hash) = Disk::hash_of(&path).filter(|hash| file.names(*hash)) {
-            return Ok(Stat { length, hash });
+        match Disk::hash_of(&path).filter(|hash| file.names(*hash)) {
+            Some(hash) => Ok(Stat { length, hash }),
+            None => self.check(file),
         }
-        let (hash, length) = hash_file(File::open(&path)?)?;
-        if !file.names(hash) {
-            self.discard(file, &path);
-            return Err(StoreError::FileUnknown(file));
+    }
+
+    /// Reads the whole file again, whatever is noted of it. One that is not what its name says is taken out of the store and
+    /// is unknown: somebody else could write to it.
+    pub fn check(&self, file: FileId) -> Result<Stat, StoreError> {
+        let path = self.path(file)?;
+        match File::open(&path).and_then(hash_file) {
+            Ok((hash, length)) if file.names(hash) => Ok(Stat { length, hash }),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            Ok(_) | Err(_) => {
+                self.discard(file, &path);
+                Err(StoreError::FileUnknown(file))
+            }
         }
-        Ok(Stat { length, hash })
     }
 
     /// Every stored file with its length, in order of ids.

@@ -22,6 +22,7 @@ use crate::core::{Action, Event, Order, RunEnd, Server, Settings, SlotIndex, Tak
 use crate::slot::{Ended, Report, SlotEvent};
 
 mod bench;
+mod cache;
 mod directory;
 mod glob;
 mod outbox;
@@ -32,6 +33,7 @@ mod sweep;
 mod upload;
 
 use bench::{Benches, Current};
+use cache::Cache;
 use directory::Directory;
 use outbox::Kept;
 use program::{RunOf, Surroundings};
@@ -81,7 +83,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
     let identity = NodeIdentity::open(&config.dir, config.node)?;
     let in_directory = |source| ShellError::Directory { dir: config.dir.display().to_string(), source };
     let directory = Directory::open(&config.dir, config.cache_size_max).map_err(in_directory)?;
-    let store = Arc::new(Store::open(&directory.cache(), identity.node)?);
+    let cache = Arc::new(Cache::new(Store::open(&directory.cache(), identity.node)?));
     let certificate = Certificate::load(&config.certificate)?;
     let binds = config.bind.iter().map(|address| Bind { address: address.clone(), class: PeerClass::Control });
     let endpoint = Endpoint::open(EndpointConfig {
@@ -103,7 +105,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
     let (uploaded_tx, uploaded) = channel::to_owner(REPORTS_MAX, &bell);
     let stage = Stage {
         directory: directory.clone(),
-        store,
+        cache,
         ourselves: ourselves.clone(),
         storage: storage.clone(),
         may_learn_storage: !config.masters.is_empty(),

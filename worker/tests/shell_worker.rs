@@ -233,6 +233,35 @@ fn a_program_sees_what_it_was_promised() {
 }
 
 #[test]
+fn an_input_that_a_program_writes_to_is_whole_again_for_the_next_job() {
+    let mut site = Site::new();
+    let mut running = site.start_in_cluster();
+    let (file, hash) = site.store(b"original");
+    let input = Input { hash, file_length: 8, piece: None, path: b"f".to_vec(), executable: false };
+    let run = |site: &mut Site, script: &str| {
+        let arguments = words(&["sh", "-c", script]);
+        let spec = JobSpec { arguments, inputs: vec![input.clone()], ..JobSpec::default() };
+        let job = site.run(b"", &[file], &spec);
+        site.streams(site.results[&(job, 0)].bundle)
+    };
+    let read = "cat \"$ZG_INPUT_DIR/f\"";
+    // As long as before, as old as before, and with the rights of before: the program may be root, or the worker's user.
+    // The pause is a tick of older kernels' clock of changes.
+    let forge = "sleep 0.02; cd \"$ZG_INPUT_DIR\"; touch -r f \"$ZG_SCRATCH_DIR/old\"; chmod u+w f
+        printf FORGED!! >f; chmod a-w f; touch -r \"$ZG_SCRATCH_DIR/old\" f; cat f";
+    for change in [forge, "cd \"$ZG_INPUT_DIR\"; chmod u+w f; printf '!' >>f; cat f", "printf '' >\"$ZG_INPUT_DIR/f\""]
+    {
+        assert_ne!(run(&mut site, change).stdout(), "original", "{change}");
+        assert_eq!(run(&mut site, read).stdout(), "original", "{change}");
+    }
+    // What was changed while no worker looked.
+    run(&mut site, forge);
+    assert_eq!(running.terminate(), Some(0));
+    let _running = site.start_in_cluster();
+    assert_eq!(run(&mut site, read).stdout(), "original");
+}
+
+#[test]
 fn each_failure_has_its_cause_and_its_words() {
     let mut site = Site::new();
     let _running = site.start_in_cluster();

@@ -180,3 +180,20 @@ fn damage_is_noticed_when_the_hash_is_computed_again() {
     assert_eq!(fs::read_dir(dir.path().join("trash")).expect("it is there").count(), 1);
     assert!(!put(&store, b"abc").expect("it is stored again").already_there);
 }
+
+#[test]
+fn a_check_believes_the_bytes_alone() {
+    let (_dir, store) = a_store();
+    let file = put(&store, b"abc").expect("it is stored").file;
+    let path = store.path(file).expect("it is here");
+    assert_eq!(store.check(file).expect("it is whole"), Stat { length: 3, hash: hash_bytes(b"abc") });
+    // In place, so that the attribute stays.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    fs::write(&path, b"abd").expect("damaged");
+    assert!(matches!(store.check(file), Err(StoreError::FileUnknown(_))));
+    assert!(!store.have(file));
+    put(&store, b"abc").expect("it is stored again");
+    fs::remove_file(&path).expect("removed");
+    assert!(matches!(store.check(file), Err(StoreError::FileUnknown(_))));
+    assert!(!put(&store, b"abc").expect("it is stored again").already_there);
+}

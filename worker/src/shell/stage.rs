@@ -1,7 +1,7 @@
 //! Brings a job's program and inputs here, beside the loop: whole, under the names that the job gives them.
 //!
-//! Files come into a content store, which verifies them, and the job's directory holds links to them; two jobs with the
-//! same input have it once. Pieces of packed files, and whatever has to be executable, are copies.
+//! Files come into the cache, which verifies them, and the job's directory holds links to them; two jobs with the same
+//! input have it once. Pieces of packed files, and whatever has to be executable, are copies.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use content::{FetchError, HolderAddress, Store};
+use content::{FetchError, HolderAddress};
 use node::channel::Outbox;
 use node::{Clock, channel};
 use wire::{Duration, FileAddress, FileId, Hash, Instant, JobId};
 
+use super::cache::{Cache, seal_file};
 use super::directory::{Directory, remove_tree};
 use super::storage::{Connections, Ourselves, StorageList};
 use crate::core::Order;
@@ -29,6 +30,8 @@ const ORDERS_MAX: usize = crate::core::JOBS_MAX;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two rounds of asking all of them.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
+/// How often a cached file may turn out not to be as it was before it has its place.
+const PLACINGS_MAX: u32 = 4;
 
 /// What a stager has done.
 #[derive(Debug)]
@@ -41,7 +44,7 @@ pub(super) struct Staged {
 #[derive(Clone)]
 pub(super) struct Stage {
     pub(super) directory: Directory,
-    pub(super) store: Arc<Store>,
+    pub(super) cache: Arc<Cache>,
     pub(super) ourselves: Ourselves,
     pub(super) storage: StorageList,
     /// False where no masters will ever tell of storage nodes.
@@ -134,22 +137,30 @@ impl Stager {
             })?;
             return seal_file(&wanted.path, wanted.is_executable).map_err(|error| error.to_string());
         }
-        let file = wanted.address.file;
-        if !self.is_cached(file, wanted.hash) {
-            let store = self.stage.store.clone();
-            self.ask_storage(wanted.address, deadline, |connections, address, timeout| {
-                let holder = connections.to(address).map_err(|error| error.to_string())?;
-                let fetched = holder.fetch_store(file, wanted.hash, timeout, &store);
-                fetched.map(drop).map_err(|error| error.to_string())
-            })?;
+        for _ in 0..PLACINGS_MAX {
+            self.cache(wanted, deadline)?;
+            if self.place(wanted).map_err(|error| error.to_string())? {
+                return Ok(());
+            }
         }
-        let cached = self.stage.store.path(file).map_err(|error| error.to_string())?;
-        self.place(&cached, wanted).map_err(|error| error.to_string())
+        Err("a program writes to it again and again".into())
     }
 
-    fn is_cached(&self, file: FileId, hash: Option<Hash>) -> bool {
-        let Ok(stat) = self.stage.store.stat(file) else { return false };
-        hash.is_none_or(|hash| hash == stat.hash)
+    /// Sees to it that the cache has the file.
+    fn cache(&mut self, wanted: &Wanted, deadline: Instant) -> Result<(), String> {
+        let (file, hash, cache) = (wanted.address.file, wanted.hash, self.stage.cache.clone());
+        if cache.holds(file, hash) {
+            return Ok(());
+        }
+        let mut is_new = true;
+        self.ask_storage(wanted.address, deadline, |connections, address, timeout| {
+            let holder = connections.to(address).map_err(|error| error.to_string())?;
+            let fetched = holder.fetch_store(file, hash, timeout, &cache.store).map_err(|error| error.to_string())?;
+            is_new = !fetched.already_there;
+            Ok(())
+        })?;
+        // Another stager may have been faster: a program may have the link already, and have written to it.
+        if is_new { cache.seal(file).map_err(|error| error.to_string()) } else { Ok(()) }
     }
 
     /// Tries the storage nodes in turn, again and again until one gives the file, all say that there is none, or time is up.
@@ -196,22 +207,28 @@ impl Stager {
         }
     }
 
-    /// Puts a cached file under the name that the job gives it.
-    fn place(&self, cached: &Path, wanted: &Wanted) -> io::Result<()> {
-        if wanted.is_executable {
-            // The cached file has no such right, and must not be open for writing anywhere when it is run.
-            let _gate = self.stage.gate.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Puts a cached file under the name that the job gives it; false = it was written to meanwhile.
+    fn place(&self, wanted: &Wanted) -> io::Result<bool> {
+        let copy = |cached: &Path| {
             fs::copy(cached, &wanted.path)?;
-            return seal_file(&wanted.path, true);
-        }
-        match fs::hard_link(cached, &wanted.path) {
-            // As many links as the file system allows.
-            Err(error) if error.raw_os_error() == Some(libc::EMLINK) => {
-                fs::copy(cached, &wanted.path)?;
-                seal_file(&wanted.path, false)
+            seal_file(&wanted.path, wanted.is_executable)
+        };
+        let is_placed = self.stage.cache.place(wanted.address.file, |cached| {
+            if wanted.is_executable {
+                // The cached file has no such right, and must not be open for writing anywhere when it is run.
+                let _gate = self.stage.gate.lock().unwrap_or_else(PoisonError::into_inner);
+                return copy(cached);
             }
-            linked => linked,
+            match fs::hard_link(cached, &wanted.path) {
+                // As many links as the file system allows.
+                Err(error) if error.raw_os_error() == Some(libc::EMLINK) => copy(cached),
+                linked => linked,
+            }
+        })?;
+        if !is_placed {
+            remove_tree(&wanted.path)?;
         }
+        Ok(is_placed)
     }
 
     /// Writes the program that came in the request, or gives the one that is an input its place.
@@ -231,10 +248,6 @@ impl Stager {
         drop(file);
         fs::set_permissions(&path, Permissions::from_mode(0o555))
     }
-}
-
-fn seal_file(path: &Path, is_executable: bool) -> io::Result<()> {
-    fs::set_permissions(path, Permissions::from_mode(if is_executable { 0o555 } else { 0o444 }))
 }
 
 /// Makes the directories of the inputs read-only.
