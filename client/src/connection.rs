@@ -13,6 +13,8 @@ use crate::{ClientError, Cluster};
 
 /// How long a request is repeated until we give up.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// A question changes nothing, so giving up early costs nothing.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first repetition of a request comes after this, later ones after ever longer.
 const RESEND_INTERVAL: Duration = Duration::from_secs(1);
 const RESEND_INTERVAL_MAX: Duration = Duration::from_secs(5);
@@ -24,12 +26,19 @@ const MESSAGES_PER_TURN_MAX: usize = 64;
 /// Takes how many bytes of a transfer have gone, and of how many if that is known.
 pub type OnProgress = Box<dyn FnMut(u64, Option<u64>)>;
 
+/// Is told why a request waits, once for each that takes long.
+pub type OnWaiting = Box<dyn FnMut(&str)>;
+
 /// A client's connection to its cluster.
 pub struct Connection {
     pub(crate) cluster: Cluster,
     pub(crate) clock: Clock,
     /// How long a request is repeated before it fails; 30 s unless the caller says otherwise.
     pub timeout: Duration,
+    /// The same for a question; 10 s unless the caller says otherwise, and never longer than `timeout`.
+    pub query_timeout: Duration,
+    /// Is told when an answer is long in coming.
+    pub on_waiting: Option<OnWaiting>,
     /// Is told how transfers go.
     pub on_progress: Option<OnProgress>,
     pub(crate) endpoint: Endpoint,
@@ -72,6 +81,8 @@ impl Connection {
             cluster,
             clock: Clock::new(),
             timeout: TIMEOUT,
+            query_timeout: QUERY_TIMEOUT,
+            on_waiting: None,
             on_progress: None,
             endpoint,
             masters,
@@ -115,21 +126,33 @@ impl Connection {
     /// Sends the frame that `build` makes for a fresh request number until it is answered, and returns the answer: any
     /// message but an `error`, which becomes an error here.
     pub(crate) fn ask(&mut self, build: impl FnOnce(u64) -> Vec<u8>) -> Result<Frame, ClientError> {
-        let answer = self.ask_until(None, RESEND_INTERVAL, build)?;
+        self.ask_within(self.timeout, build)
+    }
+
+    /// As `ask`, for `timeout` at most.
+    pub(crate) fn ask_within(
+        &mut self,
+        timeout: Duration,
+        build: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Result<Frame, ClientError> {
+        let answer = self.ask_until(None, RESEND_INTERVAL, timeout, build)?;
         Ok(answer.expect("without an end there is an answer or an error"))
     }
 
-    /// As `ask`, with the first repetition after `interval`, and `None` when `end` comes before an answer.
+    /// As `ask_within`, with the first repetition after `interval`, and `None` when `end` comes before an answer.
     pub(crate) fn ask_until(
         &mut self,
         end: Option<Instant>,
         interval: Duration,
+        timeout: Duration,
         build: impl FnOnce(u64) -> Vec<u8>,
     ) -> Result<Option<Frame>, ClientError> {
         let request = self.next_request();
         let frame = build(request);
         let begun = self.clock.now();
-        let deadline = begun + self.timeout;
+        let deadline = begun + timeout;
+        // One repetition may be bad luck.
+        let mut tell_at = Some(begun + interval * 3 / 2);
         let mut refused = None;
         let mut pause = REFUSED_PAUSE;
         let mut resend = Resend { at: begun, interval };
@@ -148,7 +171,11 @@ impl Connection {
                 let _ = self.endpoint.send(self.masters[self.leader], frame.clone());
                 self.schedule(&mut resend, now);
             }
-            let wake_at = resend.at.min(deadline);
+            if tell_at.is_some_and(|at| now >= at) {
+                tell_at = None;
+                self.tell_waiting(refused.as_ref());
+            }
+            let wake_at = tell_at.unwrap_or(deadline).min(resend.at).min(deadline);
             self.endpoint.wait(Some(end.map_or(wake_at, |end| end.min(wake_at))));
             for frame in self.answers_to(request) {
                 match Message::decode(&frame)? {
@@ -166,6 +193,16 @@ impl Connection {
             if self.clock.now() >= resend.at && refused.is_none() {
                 self.leader = (self.leader + 1) % self.masters.len();
             }
+        }
+    }
+
+    fn tell_waiting(&mut self, refused: Option<&ClientError>) {
+        let why = match refused {
+            Some(refusal) => format!("waiting for the cluster: {refusal}"),
+            None => format!("waiting for a master at {}", self.endpoints()),
+        };
+        if let Some(on_waiting) = &mut self.on_waiting {
+            on_waiting(&why);
         }
     }
 

@@ -14,7 +14,7 @@ mod selector;
 mod watch;
 
 pub use cluster::Cluster;
-pub use connection::{Connection, OnProgress};
+pub use connection::{Connection, OnProgress, OnWaiting};
 pub use error::ClientError;
 pub use file::{InputSource, ReadError, Staged};
 pub use job::{JobDraft, Submitted};

@@ -48,6 +48,11 @@ impl Connection {
             JobSelector::All => self.jobs(ended_too),
             JobSelector::Numbers(numbers) => {
                 let mut jobs = self.jobs(true)?;
+                // A range takes what there is; a number by itself names one job.
+                let mut named = numbers.parts.iter().filter(|(first, last, _)| first == last).map(|(first, ..)| *first);
+                if let Some(missing) = named.find(|number| jobs.iter().all(|job| job.number != *number)) {
+                    return Err(ClientError::NotFound(format!("no job '{missing}'")));
+                }
                 jobs.retain(|job| numbers.index(job.number).is_some());
                 if jobs.is_empty() {
                     return Err(ClientError::NotFound(format!("no job '{selector}'")));
@@ -119,7 +124,7 @@ impl Connection {
         decode: Decode<T>,
     ) -> Result<(Vec<T>, u64), ClientError> {
         let (sender, index) = (self.cluster.node, self.index);
-        let frame = self.ask(|request| {
+        let frame = self.ask_within(self.timeout.min(self.query_timeout), |request| {
             let fixed = Query {
                 request: U64::new(request),
                 subject: U16::new(question.subject as u16),

@@ -28,7 +28,7 @@ impl Connection {
     /// Waits, a second or two at most and not beyond `end`, for something to happen to `job` after log index `after`.
     pub fn watch_job(&mut self, job: JobId, after: u64, end: Option<Instant>) -> Result<Change, ClientError> {
         let sender = self.cluster.node;
-        let frame = self.ask_until(end, WATCH_RESEND_INTERVAL, |request| {
+        let frame = self.ask_until(end, WATCH_RESEND_INTERVAL, self.timeout, |request| {
             let fixed = Watch {
                 request: U64::new(request),
                 after: U64::new(after),

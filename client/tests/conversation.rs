@@ -176,6 +176,28 @@ fn a_busy_master_is_asked_again_and_told_of_at_the_deadline() {
 }
 
 #[test]
+fn a_wait_for_a_silent_or_busy_master_is_told_once_with_the_reason() {
+    let (folder, own) = certificates();
+    let busy = |message: Message<'_>, _| vec![refused(request_of(message), ErrorCode::Busy, "the disk is full")];
+    for (script, reason) in [(Box::new(busy) as Script, "the disk is full"), (Box::new(|_, _| vec![]), "tcp://")] {
+        let master = ScriptedMaster::start(folder.path(), script);
+        let mut connection = connect(own.clone(), &[&master]);
+        connection.query_timeout = Duration::from_millis(2500);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        connection.on_waiting = Some(Box::new({
+            let told = told.clone();
+            move |why| told.lock().expect("no panic").push(why.to_owned())
+        }));
+        let begun = connection.clock().now();
+        let error = connection.jobs(true).expect_err("it stays so");
+        assert!(connection.clock().now().since(begun) < Duration::from_secs(5), "a question is given up early");
+        let told = told.lock().expect("no panic");
+        assert!(told.len() == 1 && told[0].contains(reason), "{told:?}");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+}
+
+#[test]
 fn a_refusal_is_told_at_once_in_the_masters_words() {
     let (folder, own) = certificates();
     let script = |message: Message<'_>, _| vec![refused(request_of(message), ErrorCode::UnknownJob, "no job '9'")];

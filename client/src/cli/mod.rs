@@ -57,7 +57,7 @@ struct Global {
 enum Verb {
     /// Submit a job: an array of chunks that run one command
     Submit(submit::Submit),
-    /// Submit a job, wait for it, print what it prints, exit as it does
+    /// Submit a job, wait, print what each chunk has printed as soon as it has ended, exit as the program does
     Run(run::Run),
     /// List, show, wait for, cancel jobs; read what they wrote
     #[command(subcommand)]
@@ -86,9 +86,12 @@ struct Context {
 }
 
 impl Context {
+    /// A connection to the cluster that the command line names; nothing is said yet.
     fn connect(&self) -> Result<Connection, Failure> {
         let dir = Cluster::find(self.cluster.as_deref())?;
-        Ok(Connection::open(Cluster::load(&dir)?)?)
+        let mut connection = Connection::open(Cluster::load(&dir)?)?;
+        connection.on_waiting = self.output.waiting("");
+        Ok(connection)
     }
 }
 

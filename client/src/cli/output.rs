@@ -2,8 +2,8 @@
 
 use std::io::{IsTerminal, Write};
 
-use client::OnProgress;
 use client::quantity::size_text;
+use client::{OnProgress, OnWaiting};
 use node::Clock;
 use serde_json::{Value, json};
 use wire::Duration;
@@ -50,6 +50,15 @@ impl Output {
                 next = clock.now() + SHOW_INTERVAL;
             }
         }))
+    }
+
+    /// Tells a person that the cluster is slow to answer, and `then` what he may do meanwhile.
+    pub fn waiting(&self, then: &str) -> Option<OnWaiting> {
+        if self.quiet || self.json {
+            return None;
+        }
+        let then = then.to_owned();
+        Some(Box::new(move |why| eprintln!("zg: {why}{then}")))
     }
 
     /// Prints `value` as the command's one JSON value, or what `text` makes of it.
