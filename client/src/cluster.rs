@@ -5,6 +5,7 @@
 //! starts, `receipt.key`, and each process's settings, log and data directory.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -40,10 +41,17 @@ impl Cluster {
     /// Reads the cluster directory at `dir`.
     pub fn load(dir: &Path) -> Result<Self, ClientError> {
         let broken = |why: String| ClientError::Cluster { path: dir.to_owned(), why };
+        match fs::metadata(dir) {
+            Ok(found) if !found.is_dir() => return Err(broken("it is not a directory".into())),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(broken("it does not exist".into())),
+            Err(error) => return Err(broken(format!("it cannot be read: {error}"))),
+        }
         let path = dir.join("cluster.toml");
-        if !path.exists() {
-            let why = if dir.exists() { "it has no cluster.toml" } else { "it does not exist" };
-            return Err(broken(why.into()));
+        match fs::File::open(&path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(broken("it has no cluster.toml".into())),
+            Err(error) => return Err(broken(format!("{} cannot be read: {error}", path.display()))),
         }
         let file: ClusterFile = node::settings::load(&path).map_err(|error| broken(error.to_string()))?;
         if file.masters.is_empty() {
@@ -70,7 +78,7 @@ impl Cluster {
         if let Some(dir) = std::env::var_os(CLUSTER_VARIABLE).filter(|dir| !dir.is_empty()) {
             return Ok(dir.into());
         }
-        if let Some(dir) = running_dir() {
+        if let Some(dir) = running_dir(&notes_dir()) {
             return Ok(dir);
         }
         let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config/ziggurat"));
@@ -78,55 +86,70 @@ impl Cluster {
     }
 }
 
-/// Where the running `zg dev` of this user notes its directory: a file of one line in a directory of the user's own.
-pub fn note_path() -> PathBuf {
+/// Where each running `zg dev` of this user notes its directory, in a file named by its process number. The directory is
+/// the user's own.
+pub fn notes_dir() -> PathBuf {
     // SAFETY: getuid only reads the process's credentials.
     let user = unsafe { libc::getuid() };
     match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir).join("ziggurat/current"),
-        None => PathBuf::from(format!("/tmp/ziggurat-{user}/current")),
+        Some(dir) => PathBuf::from(dir).join("ziggurat"),
+        None => PathBuf::from(format!("/tmp/ziggurat-{user}")),
     }
 }
 
-/// Notes `dir` as the running cluster's.
-pub fn note_running(dir: &Path) -> std::io::Result<()> {
-    let path = note_path();
-    let parent = path.parent().expect("the note lies in a directory");
-    match fs::DirBuilder::new().mode(0o700).create(parent) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+/// Notes in `notes`, which is `notes_dir`, that the process `pid` runs the cluster at `dir`.
+pub fn note_running(notes: &Path, pid: u32, dir: &Path) -> std::io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(notes) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    if !is_ours(parent) {
-        return Err(std::io::Error::other(format!("{} belongs to another user", parent.display())));
+    if !is_ours(notes) {
+        return Err(std::io::Error::other(format!("{} belongs to another user", notes.display())));
     }
-    let fresh = path.with_extension(std::process::id().to_string());
+    // Those that were killed could not take theirs back.
+    for (pid, note) in noted(notes) {
+        if !runs(pid) {
+            let _ = fs::remove_file(note);
+        }
+    }
+    let fresh = notes.join(format!("{pid}.new"));
     fs::write(&fresh, dir.as_os_str().as_encoded_bytes())?;
-    fs::rename(&fresh, &path)
+    fs::rename(&fresh, notes.join(pid.to_string()))
 }
 
-/// Takes the note back if it still names `dir`; another `zg dev` may have written its own since.
-pub fn forget_running(dir: &Path) -> std::io::Result<()> {
-    let path = note_path();
-    if fs::read(&path).is_ok_and(|noted| noted == dir.as_os_str().as_encoded_bytes()) {
-        fs::remove_file(&path)?;
-    }
-    match path.parent().map(fs::remove_dir) {
+/// Takes the note of `pid` back.
+pub fn forget_running(notes: &Path, pid: u32) -> std::io::Result<()> {
+    let is_gone = |error: &std::io::Error| error.kind() == ErrorKind::NotFound;
+    fs::remove_file(notes.join(pid.to_string())).or_else(|error| if is_gone(&error) { Ok(()) } else { Err(error) })?;
+    match fs::remove_dir(notes) {
         // Another cluster's note may be there.
-        Some(Err(error)) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
-        Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Some(outcome) => outcome,
-        None => Ok(()),
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty || is_gone(&error) => Ok(()),
+        outcome => outcome,
     }
 }
 
-fn running_dir() -> Option<PathBuf> {
-    let path = note_path();
+/// The directory of the newest `zg dev` that is noted in `notes` and still runs.
+fn running_dir(notes: &Path) -> Option<PathBuf> {
     // In /tmp anyone could lead us to a cluster of his.
-    if !is_ours(path.parent()?) {
+    if !is_ours(notes) {
         return None;
     }
-    let noted = fs::read_to_string(path).ok()?;
-    Some(PathBuf::from(noted)).filter(|dir| dir.join("cluster.toml").exists())
+    let mut running: Vec<PathBuf> =
+        noted(notes).into_iter().filter(|(pid, _)| runs(*pid)).map(|(_, note)| note).collect();
+    running.sort_by_key(|note| fs::metadata(note).and_then(|note| note.modified()).ok());
+    let dirs = running.iter().rev().filter_map(|note| fs::read_to_string(note).ok()).map(PathBuf::from);
+    dirs.into_iter().find(|dir| dir.join("cluster.toml").exists())
+}
+
+/// The notes and whose they are.
+fn noted(notes: &Path) -> Vec<(u32, PathBuf)> {
+    let entries = fs::read_dir(notes).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()))).collect()
+}
+
+fn runs(pid: u32) -> bool {
+    // SAFETY: kill takes no pointers, and signal 0 only asks.
+    unsafe { libc::kill(pid as libc::pid_t, 0) == 0 }
 }
 
 fn is_ours(dir: &Path) -> bool {
@@ -163,11 +186,48 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_cluster_that_runs_is_found_and_the_older_one_when_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes = folder.path().join("notes");
+        let [older, newer] = ["older", "newer"].map(|name| folder.path().join(name));
+        for dir in [&older, &newer] {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("cluster.toml"), "").unwrap();
+        }
+        // Two processes that live while this test does, and one that has ended.
+        let (one, other) = (std::process::id(), std::os::unix::process::parent_id());
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        assert_eq!(running_dir(&notes), None);
+        note_running(&notes, one, &older).unwrap();
+        let note = fs::File::options().write(true).open(notes.join(one.to_string())).unwrap();
+        note.set_modified(std::time::UNIX_EPOCH).unwrap();
+        note_running(&notes, other, &newer).unwrap();
+        assert_eq!(running_dir(&notes), Some(newer.clone()));
+        forget_running(&notes, other).unwrap();
+        assert_eq!(running_dir(&notes), Some(older.clone()));
+
+        note_running(&notes, ended.id(), &newer).unwrap();
+        assert_eq!(running_dir(&notes), Some(older), "what was killed is not found");
+        note_running(&notes, one, &newer).unwrap();
+        assert!(!notes.join(ended.id().to_string()).exists(), "nor is its note kept");
+        forget_running(&notes, one).unwrap();
+        assert!(!notes.exists());
+        forget_running(&notes, one).unwrap();
+    }
+
+    #[test]
     fn what_is_wrong_with_a_directory_is_told_by_name() {
         let told = |dir: &Path| Cluster::load(dir).unwrap_err().to_string();
         assert!(told(Path::new("/nowhere/at all")).contains("/nowhere/at all: it does not exist"));
         let dir = tempfile::tempdir().unwrap();
         assert!(told(dir.path()).contains("no cluster.toml"));
+        let (file, looped) = (dir.path().join("file"), dir.path().join("looped"));
+        fs::write(&file, "").unwrap();
+        assert!(told(&file).contains("file: it is not a directory"));
+        // Unreadable for root too, whom permissions do not stop.
+        std::os::unix::fs::symlink(&looped, &looped).unwrap();
+        assert!(told(&looped).contains("looped: it cannot be read: "), "{}", told(&looped));
         a_cluster(dir.path());
         fs::write(dir.path().join("cluster.toml"), "masters = []").unwrap();
         assert!(told(dir.path()).contains("no masters"));

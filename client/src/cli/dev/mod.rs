@@ -59,7 +59,7 @@ impl Dev {
         let mut roles = Roles::new(&layout);
         let outcome = watch(&layout, &mut roles, &signals);
         roles.stop(&signals);
-        let forgotten = cluster::forget_running(&layout.dir);
+        let forgotten = cluster::forget_running(&cluster::notes_dir(), std::process::id());
         let removed = layout.remove_if_temporary();
         outcome?;
         forgotten.and(removed).map_err(|error| Failure::new("local_file", format!("cannot clean up: {error}")))?;
@@ -94,7 +94,7 @@ fn watch(layout: &Layout, roles: &mut Roles, signals: &Signals) -> Result<(), Fa
     }
     drop(connection);
     // Only a default for those who name no cluster: they name one if this does not work.
-    if let Err(error) = cluster::note_running(&layout.dir) {
+    if let Err(error) = cluster::note_running(&cluster::notes_dir(), std::process::id(), &layout.dir) {
         eprintln!("warning: zg without --cluster will not find this cluster: {error}");
     }
     print(&format!("ready: ZG_CLUSTER={}", layout.dir.display()));
