@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use wire::job::SpecError;
-use wire::{ArraySpecError, DecodeError, Duration, ErrorCode};
+use wire::{ArraySpecError, DecodeError, Duration, ErrorCode, FileAddress};
 
 use crate::quantity::QuantityError;
 use crate::selector::SelectorError;
@@ -26,6 +26,9 @@ pub enum ClientError {
     /// The request cannot be right: change it.
     #[error("{0}")]
     Request(String),
+    /// A piece of a stored file that it does not have.
+    #[error("{address}: {why}")]
+    OutOfRange { address: FileAddress, why: String },
     /// What was named is not there.
     #[error("{0}")]
     NotFound(String),
@@ -54,7 +57,7 @@ impl ClientError {
             Self::Cluster { .. } => "cluster_invalid",
             Self::NoMaster { .. } => "no_leader",
             Self::NoStorage { .. } => "no_storage",
-            Self::Request(_) => "invalid_request",
+            Self::Request(_) | Self::OutOfRange { .. } => "invalid_request",
             Self::NotFound(_) => "not_found",
             Self::Refused { code, .. } => code.word(),
             Self::Local { .. } => "local_file",

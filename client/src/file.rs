@@ -70,10 +70,10 @@ impl Connection {
                 if let Some((offset, length)) = address.piece
                     && offset.checked_add(length).is_none_or(|end| end > record.length)
                 {
-                    return Err(ClientError::Request(format!(
-                        "{address} is beyond the file's {} bytes",
-                        record.length
-                    )));
+                    return Err(ClientError::OutOfRange {
+                        address: *address,
+                        why: format!("the file has {} bytes", record.length),
+                    });
                 }
                 Ok(Staged { file: address.file, piece: address.piece, ..whole(record.hash, record.length) })
             }
@@ -199,7 +199,7 @@ impl Connection {
                 let header = frames.remove(0);
                 let Ok(message) = Message::decode(&header) else { continue };
                 let length: usize = frames.iter().map(|frame| frame.len()).sum();
-                match fetch.receive(&message, length as u64, heard_at).map_err(fetch_failed)? {
+                match fetch.receive(&message, length as u64, heard_at).map_err(|error| fetch_failed(address, error))? {
                     FetchAnswer::Bytes { offset } => {
                         early.insert(offset, frames);
                     }
@@ -216,7 +216,7 @@ impl Connection {
             self.tell_progress(next - begin, fetch.length());
         }
         if expected.is_some_and(|(hash, _)| hasher.finish() != hash) {
-            return Err(fetch_failed(FetchError::Mismatch { address }).into());
+            return Err(fetch_failed(address, FetchError::Mismatch { address }).into());
         }
         Ok(next - begin)
     }
@@ -257,17 +257,25 @@ fn file_unknown(file: FileId) -> ClientError {
 
 fn put_failed(error: PutError) -> ClientError {
     match error {
-        PutError::Refused { code, detail } => ClientError::Refused { code, detail },
+        PutError::Refused { code, detail } => {
+            ClientError::Refused { code, detail: format!("the storage node does not take it: {detail}") }
+        }
         PutError::Local { what, why } => ClientError::Local { what, why },
         error @ (PutError::Protocol { .. } | PutError::Deadline { .. }) => ClientError::Protocol(error.to_string()),
     }
 }
 
-fn fetch_failed(error: FetchError) -> ClientError {
+fn fetch_failed(address: FileAddress, error: FetchError) -> ClientError {
     match error {
         FetchError::FileUnknown(address) => file_unknown(address.file),
+        // A piece is all that a reader chooses.
+        FetchError::Refused { code: ErrorCode::InvalidRequest, detail } => {
+            ClientError::OutOfRange { address, why: detail }
+        }
         FetchError::Refused { code, detail } => ClientError::Refused { code, detail },
-        error @ FetchError::OutOfRange { .. } => ClientError::Request(error.to_string()),
+        FetchError::OutOfRange { address, file_length } => {
+            ClientError::OutOfRange { address, why: format!("the file has {file_length} bytes") }
+        }
         FetchError::Local { what, why } => ClientError::Local { what, why },
         error @ (FetchError::Protocol { .. } | FetchError::Mismatch { .. } | FetchError::Deadline { .. }) => {
             ClientError::Protocol(error.to_string())

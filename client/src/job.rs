@@ -1,7 +1,9 @@
 //! Submitting and canceling jobs.
 
 use wire::job::{JobBody, JobSpec};
-use wire::{CancelJob, ChunkRange, FileId, FixedPart, JobId, Message, SubmitJob, U32, U64, limit};
+use wire::{
+    CancelJob, ChunkRange, ErrorCode, FileId, FixedPart, JobId, Message, NodeState, Role, SubmitJob, U32, U64, limit,
+};
 
 use crate::{ClientError, Connection};
 
@@ -71,6 +73,16 @@ impl JobDraft {
 }
 
 impl Connection {
+    /// Fails when no worker that is up can ever run a chunk of `draft`; the masters decide it again.
+    pub fn check_fit(&mut self, draft: &JobDraft) -> Result<(), ClientError> {
+        let nodes = self.nodes()?;
+        let workers = nodes.iter().filter(|node| node.role == Role::Worker && node.state == NodeState::Up);
+        match draft.spec.misfit(workers) {
+            Some(detail) => Err(ClientError::Refused { code: ErrorCode::Impossible, detail }),
+            None => Ok(()),
+        }
+    }
+
     /// Submits a job; returns when a majority has it in its log. Its files have to be known to the masters.
     pub fn submit(&mut self, draft: &JobDraft) -> Result<Submitted, ClientError> {
         draft.check()?;

@@ -68,15 +68,16 @@ impl FromStr for ChunkSelector {
     fn from_str(text: &str) -> Result<Self, SelectorError> {
         let examples = "36 (all of job 36), 36.1, 36.[1-3,7] or last.1";
         let wrong = || SelectorError { value: text.into(), what: "chunk", examples };
+        let names_one = |job: &str| matches!(job.parse(), Ok(JobSelector::One(_)));
         let Some((job, chunks)) = text.split_once('.') else {
-            return Ok(Self { job: text.into(), chunks: None });
+            return if names_one(text) { Ok(Self { job: text.into(), chunks: None }) } else { Err(wrong()) };
         };
         let list = match chunks.strip_prefix('[') {
             Some(inside) => inside.strip_suffix(']').ok_or_else(wrong)?,
             None if chunks.bytes().all(|byte| byte.is_ascii_digit()) => chunks,
             None => return Err(wrong()),
         };
-        if job.is_empty() || list.contains('%') {
+        if !names_one(job) || list.contains('%') {
             return Err(wrong());
         }
         Ok(Self { job: job.into(), chunks: Some(ArraySpec::parse(list).map_err(|_| wrong())?) })
@@ -151,7 +152,7 @@ mod tests {
         assert!(some.includes(3) && some.includes(7) && !some.includes(4) && some.job == "last");
         let all: ChunkSelector = "0192".parse().unwrap();
         assert!(all.includes(99) && all.job == "0192");
-        for text in ["36.", "36.[", "36.[1", "36.x", ".1", "36.1-3", "36.[1%2]"] {
+        for text in ["36.", "36.[", "36.[1", "36.x", ".1", "36.1-3", "36.[1%2]", "all", "1,2", "x.1"] {
             assert!(text.parse::<ChunkSelector>().is_err(), "{text}");
         }
     }

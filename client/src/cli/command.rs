@@ -63,7 +63,8 @@ fn arguments(command: &[OsString]) -> Result<Vec<Vec<u8>>, Failure> {
     let size: usize = command.iter().map(|word| word.len() + 1).sum();
     if size > limit::ARGUMENTS_SIZE_MAX {
         let max = limit::ARGUMENTS_SIZE_MAX;
-        return Err(Failure::usage(format!("the arguments take {size} bytes, the limit is {max}")));
+        return Err(Failure::usage(format!("the arguments take {size} bytes, the limit is {max}"))
+            .hint("Write them to a file, and pass it with --input, or with --each-line for one chunk a line"));
     }
     Ok(command.iter().map(|word| word.as_bytes().to_vec()).collect())
 }
@@ -102,7 +103,7 @@ impl Builder<'_> {
         spec.environment = flags.env.iter().map(|pair| environment(pair)).collect::<Result<_, _>>()?;
         spec.cwd = flags.cwd.as_ref().map_or(Vec::new(), |cwd| here.join(cwd).into_os_string().into_vec());
         spec.submit_dir = here.into_os_string().into_vec();
-        spec.outputs = flags.output.iter().map(|glob| glob.as_bytes().to_vec()).collect();
+        spec.outputs = flags.output.iter().map(|glob| output_glob(glob)).collect::<Result<_, _>>()?;
         spec.cpus_milli = flags.cpus.unwrap_or(spec.cpus_milli);
         spec.memory = flags.mem.unwrap_or(0);
         spec.priority = flags.priority.unwrap_or(0);
@@ -190,6 +191,10 @@ impl Builder<'_> {
 
     /// Stores what the masters do not know yet; each content once.
     fn upload(&mut self, output: &Output) -> Result<(), Failure> {
+        if self.known.keys().any(|source| matches!(source, InputSource::Local(_))) {
+            // The masters would say so too, but only after the files are stored.
+            self.connection.check_fit(&self.draft)?;
+        }
         let mut stored: Vec<FileId> = Vec::new();
         self.connection.on_progress = output.transfer_progress(self.connection.clock());
         for (source, staged) in &self.known {
@@ -208,9 +213,47 @@ impl Builder<'_> {
     }
 }
 
+/// A pattern that something in the working directory can match.
+fn output_glob(glob: &OsStr) -> Result<Vec<u8>, Failure> {
+    let bytes = glob.as_bytes();
+    let refused = |why: &str, hint: &str| {
+        Err(Failure::usage(format!("--output '{}': {why}", bytes_text(bytes)))
+            .hint(format!("{hint}, as --output '*.txt'")))
+    };
+    let inside = "Name files by their place in the working directory";
+    if bytes.is_empty() {
+        return refused("it names nothing", inside);
+    }
+    if bytes.starts_with(b"/") || bytes.split(|byte| *byte == b'/').any(|component| component == b"..") {
+        return refused("only what lies in the chunk's working directory is kept", inside);
+    }
+    if bytes.split(|byte| *byte == b'/').any(has_open_bracket) {
+        return refused("a '[' is not closed", "Close it, or write [[] for the character");
+    }
+    Ok(bytes.to_vec())
+}
+
+/// True when a class has no end. A bracket that comes first in a class is a member of it, as in a shell.
+fn has_open_bracket(component: &[u8]) -> bool {
+    let mut rest = component;
+    while let Some(open) = rest.iter().position(|byte| *byte == b'[') {
+        rest = &rest[open + 1..];
+        rest = rest.strip_prefix(b"!").or(rest.strip_prefix(b"^")).unwrap_or(rest);
+        match rest.iter().skip(1).position(|byte| *byte == b']') {
+            Some(close) => rest = &rest[close + 2..],
+            None => return true,
+        }
+    }
+    false
+}
+
 /// `NAME=VALUE`, or the value that `NAME` has here.
 fn environment(pair: &OsStr) -> Result<(Vec<u8>, Vec<u8>), Failure> {
     let bytes = pair.as_bytes();
+    if matches!(bytes.first(), None | Some(b'=')) {
+        return Err(Failure::usage(format!("--env '{}' names no variable", bytes_text(bytes)))
+            .hint("Give it a name and a value: --env NAME=VALUE"));
+    }
     if let Some(at) = bytes.iter().position(|byte| *byte == b'=') {
         return Ok((bytes[..at].to_vec(), bytes[at + 1..].to_vec()));
     }
@@ -285,12 +328,14 @@ fn source_and_path(word: &OsStr) -> Result<(InputSource, Vec<u8>), Failure> {
     Ok((source, path))
 }
 
+/// A file of this machine cannot be read.
 pub fn local_failure(path: &Path, error: &std::io::Error) -> Failure {
-    let message = format!("{}: {error}", path.display());
-    match error.kind() {
+    let failure = match error.kind() {
         std::io::ErrorKind::NotFound => Failure::not_found("local_file", format!("no file {}", path.display())),
-        _ => Failure::new("local_file", message),
-    }
+        _ => Failure::new("local_file", format!("cannot read {}: {error}", path.display())),
+    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    failure.hint(format!("See: ls -la {}", folder.display()))
 }
 
 #[cfg(test)]
@@ -321,6 +366,28 @@ mod tests {
         let error = source_and_path(OsStr::new("/nowhere/x:y")).unwrap_err();
         assert!(format!("{error:?}").contains("no file /nowhere/x"), "{error:?}");
         assert!(source(OsStr::new("/")).is_err());
+    }
+
+    #[test]
+    fn what_no_file_can_match_is_refused_with_the_pattern() {
+        let refused = |glob: &str| output_glob(OsStr::new(glob)).err().map(|error| format!("{error:?}"));
+        for glob in ["*.txt", "a/[0-9]*", "[!]x]", "[[]", "a..b", "[]]", "]"] {
+            assert_eq!(refused(glob), None, "{glob}");
+        }
+        for glob in ["", "[", "a/[!", "[]", "[a]/[b", "/etc/passwd", "../x", "a/.."] {
+            let error = refused(glob).unwrap_or_else(|| panic!("'{glob}' is taken"));
+            assert!(error.contains(&format!("'{glob}'")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_variable_has_a_name() {
+        let named = environment(OsStr::new("A=b=c")).unwrap_or_else(|error| panic!("{error:?}"));
+        assert_eq!(named, (b"A".to_vec(), b"b=c".to_vec()));
+        for pair in ["", "=", "=x"] {
+            let error = format!("{:?}", environment(OsStr::new(pair)).unwrap_err());
+            assert!(error.contains(&format!("--env '{pair}' names no variable")), "{error}");
+        }
     }
 
     #[test]

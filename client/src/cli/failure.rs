@@ -37,6 +37,11 @@ impl Failure {
         Self { exit: 3, ..Self::new(code, message) }
     }
 
+    /// A command that passes an exit code on.
+    pub fn exit(self, exit: u8) -> Self {
+        Self { exit, ..self }
+    }
+
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
         self
@@ -62,6 +67,9 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let (exit, hint) = match &error {
             ClientError::NoCluster => (1, "Start one: zg dev --phase 1 --workers 2; or set ZG_CLUSTER"),
+            ClientError::Cluster { path, .. } if path.exists() => {
+                (1, &*format!("See: ls -la {}; or name another with --cluster or ZG_CLUSTER", path.display()))
+            }
             ClientError::Cluster { .. } => (1, "Start one: zg dev --phase 1 --workers 2; or set ZG_CLUSTER to another"),
             ClientError::NoMaster { dir, .. } => {
                 let dir = dir.display();
@@ -69,7 +77,8 @@ impl From<ClientError> for Failure {
             }
             ClientError::NoStorage { .. } => (1, "See: zg node list"),
             ClientError::Request(_) => (2, "See: zg submit --help"),
-            ClientError::NotFound(_) => (3, ""),
+            ClientError::OutOfRange { address, .. } => (2, &*format!("See: zg file stat {}", address.file)),
+            ClientError::NotFound(_) => (3, "See: zg job list --all"),
             ClientError::Refused { code, .. } => of_refusal(*code),
             ClientError::TimedOut { .. } => (TIMED_OUT, ""),
             ClientError::Interrupted => (INTERRUPTED, ""),
@@ -96,13 +105,13 @@ fn of_refusal(code: ErrorCode) -> (u8, &'static str) {
         ErrorCode::Impossible => (2, "See: zg node list"),
         ErrorCode::InvalidRequest | ErrorCode::TooLarge => (2, "See: zg submit --help"),
         ErrorCode::Busy | ErrorCode::NotReady | ErrorCode::NotLeader => (1, "Try again later; see: zg status"),
+        ErrorCode::DiskFull => (1, "Make room on it and try again; zg node list tells where it runs"),
         ErrorCode::Malformed
         | ErrorCode::UnknownType
         | ErrorCode::NotAllowed
         | ErrorCode::ExistsDifferent
         | ErrorCode::HashMismatch
         | ErrorCode::UploadUnknown
-        | ErrorCode::DiskFull
         | ErrorCode::StaleEpoch
         | ErrorCode::ReceiptInvalid => (1, ""),
     }

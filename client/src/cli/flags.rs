@@ -14,7 +14,7 @@ pub struct Flags {
     #[arg(short = 'J', long)]
     pub name: Option<OsString>,
     /// One chunk for each number: 1-1000, 1-1000:2, 1,3,5-8; with %N at most N run at once
-    #[arg(short, long, value_name = "LIST", value_parser = ArraySpec::parse)]
+    #[arg(short, long, value_name = "LIST", allow_hyphen_values = true, value_parser = ArraySpec::parse)]
     pub array: Option<ArraySpec>,
     /// One chunk for each line of a file; the program finds its line in $ZG_ENTRY
     #[arg(long, value_name = "FILE")]
@@ -35,7 +35,7 @@ pub struct Flags {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub mem: Option<u64>,
     /// How long a chunk may run, as 90s, 1h30m or HH:MM:SS
-    #[arg(short, long, value_name = "TIME", value_parser = parse_duration_ms)]
+    #[arg(short, long, value_name = "TIME", value_parser = parse_time_limit)]
     pub time_limit: Option<u64>,
     /// A higher number is more important [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -101,6 +101,15 @@ impl Flags {
     }
 }
 
+/// Milliseconds; in a request zero would mean no limit.
+fn parse_time_limit(text: &str) -> Result<u64, String> {
+    match parse_duration_ms(text) {
+        Ok(0) => Err("a chunk needs some time: leave the flag out for no limit".into()),
+        Ok(limit) => Ok(limit),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn parse_retry_on(text: &str) -> Result<RetryOn, String> {
     let mut retry_on = RetryOn::default();
     let mut any_exit = false;
@@ -139,6 +148,14 @@ mod tests {
         assert!(parse_retry_on("exit=1,exit").unwrap().exit_codes.is_empty());
         for text in ["", "exit=0", "exit=256", "worker_lost", "Signal"] {
             assert!(parse_retry_on(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_limit_is_not_zero() {
+        assert_eq!(parse_time_limit("500ms"), Ok(500));
+        for text in ["0s", "0ms", "00:00:00", "0.0001s"] {
+            assert!(parse_time_limit(text).is_err_and(|error| error.contains("needs some time")), "{text}");
         }
     }
 

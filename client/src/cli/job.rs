@@ -24,10 +24,10 @@ pub enum Job {
         #[arg(long, value_name = "STATES", value_delimiter = ',', value_parser = parse_state)]
         filter: Vec<JobState>,
     },
-    /// Show one job
+    /// Show jobs
     Info {
-        /// A number, `last`, or 4 or more digits of its uuid
-        job: String,
+        /// 5, 1,3,5-8, all, last, or digits of a uuid
+        job: JobSelector,
     },
     /// Wait until jobs have ended; fails if a chunk failed
     Wait {
@@ -61,11 +61,7 @@ impl Job {
         let output = &context.output;
         match self {
             Job::List { all, filter } => list(&mut connection, output, all, &filter),
-            Job::Info { job } => {
-                let record = connection.job(&job)?;
-                output.value("job", shape::job(&record), || info_text(output, &record));
-                Ok(0)
-            }
+            Job::Info { job } => info(&mut connection, output, &job),
             Job::Wait { job, timeout, ignore_failures } => {
                 wait(&mut connection, output, &job, timeout, ignore_failures)
             }
@@ -104,6 +100,21 @@ fn list_row(job: &JobRecord) -> Vec<String> {
     ]
 }
 
+fn info(connection: &mut Connection, output: &Output, selector: &JobSelector) -> Outcome {
+    let jobs = connection.select_jobs(selector, true)?;
+    let (key, value) = one_or_all(selector, jobs.iter().map(shape::job).collect());
+    output.value(key, value, || jobs.iter().map(|job| info_text(output, job)).collect::<Vec<_>>().join("\n"));
+    Ok(0)
+}
+
+/// The object of the job that was named, or the list of those that were.
+fn one_or_all(selector: &JobSelector, mut values: Vec<Value>) -> (&'static str, Value) {
+    match selector {
+        JobSelector::One(_) => ("job", values.pop().unwrap_or_default()),
+        JobSelector::Numbers(_) | JobSelector::All => ("jobs", values.into()),
+    }
+}
+
 fn info_text(output: &Output, job: &JobRecord) -> String {
     let counts = &job.counts;
     let time = |time| shape::time(time).unwrap_or_else(|| "-".into());
@@ -139,39 +150,62 @@ fn wait(
     let jobs = connection.select_jobs(selector, false)?;
     let mut ended = Vec::new();
     for job in jobs {
+        follow(connection, output, job.number);
         let mut waiting = Waiting::new(output);
         let record = connection.wait_job(job.job, deadline, |record| waiting.show(record));
         waiting.end();
-        ended.push(record.map_err(|error| match error {
-            ClientError::TimedOut { .. } => Failure::from(error).hint(format!("See: zg job info {}", job.number)),
-            _ => Failure::from(error),
-        })?);
+        ended.push(record.map_err(|error| lost_sight(error, job.number))?);
     }
-    let exits = ended.iter().map(|record| conclude(output, record, ignore_failures));
-    let exit = exits.max().unwrap_or(0);
     if output.is_json() {
-        let (key, value): (_, Value) = match (selector, &ended[..]) {
-            (JobSelector::One(_), [record]) => ("job", shape::job(record)),
-            _ => ("jobs", ended.iter().map(shape::job).collect()),
-        };
+        let (key, value) = one_or_all(selector, ended.iter().map(shape::job).collect());
         output.value(key, value, String::new);
     }
-    Ok(exit)
+    conclude(output, &ended, ignore_failures)
 }
 
-/// Tells how a job has ended unless it ended well, and what to exit with.
-pub fn conclude(output: &Output, record: &JobRecord, ignore_failures: bool) -> u8 {
-    let exit = shape::job_exit(record).unwrap_or(1);
-    if exit == 0 {
-        return 0;
+/// From now on the connection is about a job that goes on without us: a cluster that starts again is waited for.
+pub fn follow(connection: &mut Connection, output: &Output, number: u64) {
+    connection.query_timeout = connection.timeout;
+    connection.on_waiting =
+        output.waiting(&format!("; the job does not need this command, see later: zg job info {number}"));
+}
+
+/// Why a job's end was not seen.
+pub fn lost_sight(error: ClientError, number: u64) -> Failure {
+    match error {
+        ClientError::TimedOut { .. } => Failure::from(error).hint(format!("See: zg job info {number}")),
+        ClientError::NoMaster { ref dir, .. } => {
+            let hint = format!(
+                "The job goes on when the cluster does (zg dev --dir {}); see: zg job info {number}",
+                dir.display()
+            );
+            Failure::from(error).hint(hint)
+        }
+        _ => Failure::from(error),
     }
+}
+
+/// Tells of the jobs that did not end well, and what to exit with.
+pub fn conclude(output: &Output, ended: &[JobRecord], ignore_failures: bool) -> Outcome {
+    let failed: Vec<&JobRecord> = ended.iter().filter(|record| shape::job_exit(record) != Some(0)).collect();
+    let Some(first) = failed.first() else { return Ok(0) };
+    if output.is_json() && !ignore_failures {
+        let message = failed.iter().map(|record| how_it_ended(record)).collect::<Vec<_>>().join("; ");
+        return Err(Failure::new("chunks_failed", message).hint(format!("See: zg chunk list {}", first.number)));
+    }
+    for record in failed {
+        output.note(&format!("{}. See: zg chunk list {}", how_it_ended(record), record.number));
+    }
+    Ok(u8::from(!ignore_failures))
+}
+
+fn how_it_ended(record: &JobRecord) -> String {
     let counts = &record.counts;
     let parts = [(counts.failed, "failed"), (counts.canceled, "canceled"), (counts.aborted, "aborted")];
     let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}"));
     let (number, total) = (record.number, counts.total());
     let parts = parts.collect::<Vec<_>>().join(", ");
-    output.note(&format!("job {number} {}: of {total} chunks {parts}. See: zg chunk list {number}", record.state));
-    if ignore_failures { 0 } else { exit }
+    format!("job {number} {}: of {total} chunks {parts}", record.state)
 }
 
 fn cancel(connection: &mut Connection, output: &Output, selector: &JobSelector) -> Outcome {
@@ -181,10 +215,8 @@ fn cancel(connection: &mut Connection, output: &Output, selector: &JobSelector) 
         let count = connection.cancel(job.job, None)?;
         canceled.push((job, count));
     }
-    let (key, value) = match (selector, &canceled[..]) {
-        (JobSelector::One(_), [(job, count)]) => ("job", canceled_json(job, *count)),
-        _ => ("jobs", canceled.iter().map(|(job, count)| canceled_json(job, *count)).collect()),
-    };
+    let values = canceled.iter().map(|(job, count)| canceled_json(job, *count)).collect();
+    let (key, value) = one_or_all(selector, values);
     output.value(key, value, || {
         let line = |(job, count): &(JobRecord, u64)| format!("job {}: {count} chunks canceled\n", job.number);
         canceled.iter().map(line).collect()

@@ -1,6 +1,6 @@
 //! `zg run`: submit, wait, print what the chunks print, exit as the program does.
 //!
-//! Each chunk's output is printed whole, in the order of the chunks, as soon as all before it have ended. Ctrl-C, or a
+//! Each chunk's output is printed whole, as soon as that chunk has ended: in the order in which they end. Ctrl-C, or a
 //! reader that goes away, cancels the job.
 
 use std::ffi::OsString;
@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal, Write};
 use clap::Args;
 use client::{ClientError, Connection, Submitted};
 use wire::record::ChunkRecord;
-use wire::{ArraySpec, Cause, ChunkState, Duration};
+use wire::{ArraySpec, Cause, ChunkRange, ChunkSet, ChunkState, Duration};
 
 use super::failure::Failure;
 use super::flags::Flags;
@@ -29,8 +29,9 @@ pub struct Run {
 
 /// Chunks asked for at once.
 const CHUNKS_PER_LOOK: u32 = 256;
-/// Without any event the state is asked for this often all the same.
+/// Without any event the state is asked for this often all the same, and when events were missed this soon.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -40,8 +41,11 @@ struct Printer<'a> {
     submitted: Submitted,
     array: ArraySpec,
     chunk_count: u32,
-    /// The first chunk that has not been printed.
-    next: u32,
+    unprinted: ChunkSet,
+    /// Nobody reads but a program: reasons are told at the end, in one value.
+    is_json: bool,
+    /// Why the first of those that did not finish did not.
+    reason: Option<String>,
     /// How many of those printed have not finished.
     unfinished: u32,
     /// What to exit with so far.
@@ -59,20 +63,33 @@ impl Run {
         if io::stderr().is_terminal() {
             context.output.note(&format!("job {} ({})", submitted.number, submitted.job));
         }
-        let array = draft.spec.array;
-        let mut printer =
-            Printer { connection: &mut connection, submitted, array, chunk_count, next: 0, unfinished: 0, exit: 0 };
-        let printed = printer.print_all();
-        if printed.is_ok() && chunk_count > 1 && printer.unfinished > 0 {
-            let (count, number) = (printer.unfinished, submitted.number);
-            let what = format!("{count} of {chunk_count} chunks did not finish. See: zg chunk list {number}");
-            context.output.note(&format!("zg: {what}"));
+        super::job::follow(&mut connection, &context.output, submitted.number);
+        let mut printer = Printer {
+            connection: &mut connection,
+            submitted,
+            array: draft.spec.array,
+            chunk_count,
+            unprinted: ChunkSet::full(chunk_count),
+            is_json: context.output.is_json(),
+            reason: None,
+            unfinished: 0,
+            exit: 0,
+        };
+        if let Err(stopped) = printer.print_all() {
+            return Err(printer.give_up(stopped));
         }
-        match printed {
-            Ok(()) if self.ignore_failures => Ok(0),
-            Ok(()) => Ok(printer.exit),
-            Err(failure) => Err(printer.give_up(failure)),
+        let (count, number) = (printer.unfinished, submitted.number);
+        let message = format!("{count} of {chunk_count} chunks did not finish");
+        let hint = format!("See: zg chunk list {number}");
+        if count > 0 && context.output.is_json() && !self.ignore_failures {
+            let reason = printer.reason.unwrap_or_default();
+            let failure = Failure::new("chunks_failed", format!("{message}: {reason}"));
+            return Err(failure.exit(printer.exit).hint(hint));
         }
+        if count > 0 && chunk_count > 1 {
+            context.output.note(&format!("zg: {message}. {hint}"));
+        }
+        Ok(if self.ignore_failures { 0 } else { printer.exit })
     }
 }
 
@@ -92,37 +109,53 @@ impl From<ClientError> for Stopped {
 impl Printer<'_> {
     fn print_all(&mut self) -> Result<(), Stopped> {
         let mut after = self.submitted.index;
-        let mut look_at = self.connection.clock().now();
-        while self.next < self.chunk_count {
+        let mut looked_at = self.connection.clock().now();
+        let mut look_at = looked_at;
+        while !self.unprinted.is_empty() {
             let change = self.connection.watch_job(self.submitted.job, after, None)?;
             after = change.index;
+            for range in change.ended {
+                self.print_ended(range)?;
+            }
+            if change.is_gap {
+                look_at = look_at.min(looked_at + LOOK_AGAIN_AFTER);
+            }
             let now = self.connection.clock().now();
-            let concerns_us = change.ended.iter().any(|range| range.contains(self.next));
-            if concerns_us || change.job_ended || change.is_gap || now >= look_at {
-                self.print_ended()?;
-                look_at = now + LOOK_INTERVAL;
+            if change.job_ended || now >= look_at {
+                self.look()?;
+                (looked_at, look_at) = (now, now + LOOK_INTERVAL);
             }
         }
         Ok(())
     }
 
-    /// Prints the chunks from the next one on that have ended without a gap.
-    fn print_ended(&mut self) -> Result<(), Stopped> {
-        loop {
-            let chunks = self.connection.chunks_from(self.submitted.job, self.next, CHUNKS_PER_LOOK)?;
-            let count = chunks.len() as u32;
-            for chunk in chunks {
-                // A chunk that waits for its turn may be left out of the list.
-                if chunk.chunk != self.next || !chunk.state.is_terminal() {
-                    return Ok(());
+    /// Prints what has ended without our having heard of it.
+    fn look(&mut self) -> Result<(), Stopped> {
+        let ended = self.connection.job(&self.submitted.job.to_string())?.counts.ended();
+        // Most often none: a list of all the others would be long.
+        if ended + self.unprinted.len() > u64::from(self.chunk_count) {
+            self.print_ended(ChunkRange::new(0, self.chunk_count))?;
+        }
+        Ok(())
+    }
+
+    /// Prints the chunks of `within` that have ended and are not printed yet.
+    fn print_ended(&mut self, within: ChunkRange) -> Result<(), Stopped> {
+        let unprinted: Vec<ChunkRange> = self.unprinted.ranges_in(within).collect();
+        for range in unprinted {
+            let mut next = range.first;
+            while u64::from(next) < range.end() {
+                let count = u32::try_from(range.end() - u64::from(next)).unwrap_or(u32::MAX).min(CHUNKS_PER_LOOK);
+                let chunks = self.connection.chunks_from(self.submitted.job, next, count)?;
+                let Some(last) = chunks.last() else { break };
+                next = last.chunk.saturating_add(1);
+                for chunk in chunks.iter().filter(|chunk| chunk.state.is_terminal()) {
+                    self.print_chunk(chunk)?;
+                    self.unprinted.remove(ChunkRange::one(chunk.chunk));
                 }
-                self.print_chunk(&chunk)?;
-                self.next += 1;
-            }
-            if count < CHUNKS_PER_LOOK || self.next >= self.chunk_count {
-                return Ok(());
             }
         }
+        Ok(())
     }
 
     fn print_chunk(&mut self, chunk: &ChunkRecord) -> Result<(), Stopped> {
@@ -135,8 +168,14 @@ impl Printer<'_> {
             self.connection.read_to(address, &mut io::stderr().lock()).map_err(stopped)?;
         }
         let exit = chunk_exit(chunk);
-        if let Some(reason) = unsaid(chunk) {
-            eprintln!("zg: chunk {} {reason}", self.array.number(chunk.chunk));
+        let number = self.array.number(chunk.chunk);
+        let unsaid = unsaid(chunk);
+        if let Some(reason) = unsaid.as_ref().filter(|_| !self.is_json) {
+            eprintln!("zg: chunk {number} {reason}");
+        }
+        if exit != 0 {
+            let reason = unsaid.unwrap_or_else(|| format!("ended with exit code {exit}"));
+            self.reason.get_or_insert_with(|| format!("chunk {number} {reason}"));
         }
         self.unfinished += u32::from(exit != 0);
         if self.chunk_count == 1 {
@@ -153,14 +192,13 @@ impl Printer<'_> {
         let failure = match stopped {
             Stopped::Client(ClientError::Interrupted) => Failure::from(ClientError::Interrupted),
             Stopped::Output(error) => Failure::new("local_file", format!("cannot print: {error}")),
-            Stopped::Client(error) => {
-                return Failure::from(error).hint(format!("The job goes on; see: zg job info {number}"));
-            }
+            Stopped::Client(error) => return super::job::lost_sight(error, number),
         };
         self.connection.ignore_signals();
         // Whoever turns away does not wait long.
         self.connection.timeout = CANCEL_TIMEOUT;
         match self.connection.cancel(self.submitted.job, None) {
+            Ok(0) => failure.hint(format!("Job {number} had ended before; see: zg job info {number}")),
             Ok(_) => failure.hint(format!("Job {number} is canceled")),
             Err(error) => failure.hint(format!("Job {number} could not be canceled ({error}): zg job cancel {number}")),
         }

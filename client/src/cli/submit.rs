@@ -31,9 +31,11 @@ impl Submit {
         if !self.wait {
             return Ok(0);
         }
+        super::job::follow(&mut connection, &context.output, submitted.number);
         let mut waiting = Waiting::new(&context.output);
-        let record = connection.wait_job(submitted.job, None, |record| waiting.show(record))?;
+        let record = connection.wait_job(submitted.job, None, |record| waiting.show(record));
         waiting.end();
-        Ok(super::job::conclude(&context.output, &record, false))
+        let record = record.map_err(|error| super::job::lost_sight(error, submitted.number))?;
+        super::job::conclude(&context.output, &[record], false)
     }
 }

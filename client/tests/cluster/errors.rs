@@ -28,6 +28,9 @@ fn wrong_words_are_refused_before_anything_is_asked() {
     refused(&["submit", "--array", "5-1", "--", "true"], &["'5-1' is empty"]);
     refused(&["submit", "--array", "", "--", "true"], &["--array"]);
     refused(&["submit", "--mem", "4GB", "--", "true"], &["'4GB'"]);
+    refused(&["submit", "--array", "-5-1", "--", "true"], &["'-5-1' is not an array"]);
+    refused(&["submit", "--time-limit", "0s", "--", "true"], &["'0s'", "needs some time"]);
+    refused(&["chunk", "list", "all"], &["'all'", "36.1"]);
     refused(&["submit"], &["COMMAND"]);
     refused(&["dev", "--phase", "2"], &["phase 2", "zg dev --phase 1"]);
     refused(&["job", "wait", "no such"], &["'no such'"]);
@@ -43,6 +46,9 @@ fn what_cannot_be_submitted_leaves_no_job() {
     refused(3, &["submit", "--input", unknown, "--", "true"], &[unknown, "zg file ls"]);
     refused(2, &["submit", "--", "echo", "%{CHNUK}"], &["%{CHNUK}", "%{CHUNK}"]);
     refused(2, &["submit", "--cpus", "4000", "--", "true"], &["4000 cpus", "worker1"]);
+    refused(2, &["submit", "--cpus", "4000", "--input", "dev.log", "--", "true"], &["4000 cpus", "worker1"]);
+    refused(2, &["submit", "--output", "[", "--", "true"], &["--output '['", "not closed"]);
+    refused(2, &["submit", "--env", "", "--", "true"], &["--env ''", "NAME=VALUE"]);
     refused(2, &["submit", "--input", "dev.log:../x", "--", "true"], &["../x"]);
 
     let large = dev.folder().join("arguments");
@@ -71,7 +77,7 @@ fn what_is_not_there_is_told_by_name() {
     let wanted = dev.folder().join("got");
     dev.zg(&["file", "get", unknown, &wanted.to_string_lossy()]).expect_error(3, &[unknown]);
     assert!(!wanted.exists(), "nothing half-done is left");
-    dev.zg(&["file", "put", "no such file"]).expect_error(3, &["no such file"]);
+    dev.zg(&["file", "put", "no such file"]).expect_error(3, &["no such file", "ls -la"]);
     let said = dev.zg(&["--json", "job", "info", "77"]);
     let error: Value = serde_json::from_str(&said.stderr).expect("an error is JSON too");
     assert_eq!(error["error"]["code"], "unknown_job");
@@ -83,6 +89,7 @@ fn a_program_that_cannot_start_ends_as_in_a_shell() {
     let dev = Dev::start(1);
     let said = dev.zg(&["run", "--", "no-such-program-anywhere", "x"]);
     said.expect_error(127, &["no-such-program-anywhere"]);
+    dev.zg(&["run", "./no-such-program"]).expect_error(127, &["./no-such-program"]);
     let said = dev.zg(&["run", "--", "/etc/passwd"]);
     said.expect_error(126, &["/etc/passwd"]);
     let chunks = dev.chunks("1");

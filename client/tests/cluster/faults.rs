@@ -4,9 +4,12 @@
 //! really ran however the cluster remembers it.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
+use node::Clock;
 use serde_json::json;
 
 use crate::dev::{Dev, short_folder, until};
@@ -203,9 +206,19 @@ fn a_killed_zg_dev_takes_its_cluster_along() {
     let mut dev = Dev::start(2);
     let mark = Mark::new();
     dev.submit(&["--array", "1-2", "--env", mark.variable(), "--", "sleep", "1000"]);
+    let mut run = dev.command(&["run", "--", "sleep", "1000"]).stderr(Stdio::piped()).spawn().expect("it starts");
     mark.expect_count(1, SOON);
+    until(SOON, || (dev.json(&["job", "list"])["jobs"].as_array()?.len() == 2).then_some(())).expect("both are there");
     let dir = dev.cluster.clone();
     dev.kill_dev();
+    let clock = Clock::new();
+    let begun = clock.now();
+    let mut told = String::new();
+    BufReader::new(run.stderr.take().expect("piped")).read_line(&mut told).expect("text");
+    assert!(told.contains("waiting for a master at tcp://") && told.contains("zg job info 2"), "{told}");
+    assert!(clock.now().since(begun) < wire::Duration::from_secs(5), "whoever waits is told soon");
+    run.kill().expect("it runs");
+    run.wait().expect("it is ours");
     let gone = until(SOON, || processes_of(&dir).is_empty().then_some(()));
     assert!(gone.is_some(), "still there: {:?}", processes_of(&dir));
     mark.expect_gone(SOON);

@@ -1,10 +1,12 @@
 //! Jobs of every kind, from submit to their outputs.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::dev::{Dev, run, until};
+use crate::dev::{Dev, ended_within, run, until};
 use crate::marks::Mark;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -94,7 +96,11 @@ fn a_script_is_sent_along_with_its_flags() {
     let script = "#!/bin/sh\n#ZG --name 'my job' --array 1-2 --env GREETING=hello\necho $GREETING $ZG_CHUNK \"$@\"\n";
     std::fs::write(dev.folder().join("job.sh"), script).expect("written");
     let said = dev.zg(&["run", "--env", "GREETING=hi", "./job.sh", "--flag"]).expect_success();
-    assert_eq!(said.text(), "hi 1 --flag\nhi 2 --flag\n");
+    // In the order in which they ended.
+    let text = said.text();
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["hi 1 --flag", "hi 2 --flag"]);
     assert_eq!(dev.job("1")["name"], "my job");
 
     // A program too large for the request travels as a file.
@@ -110,7 +116,8 @@ fn lines_and_standard_input_reach_the_chunks() {
     let dev = Dev::start(1);
     std::fs::write(dev.folder().join("lines"), "one\ntwo words\n\nfour\n").expect("written");
     let script = "printf '%s:%s:' \"$ZG_CHUNK\" \"$ZG_ENTRY\"; cat";
-    let said = dev.zg(&["run", "--each-line", "lines", "--stdin", "lines", "--", "sh", "-c", script]).expect_success();
+    dev.zg(&["run", "--each-line", "lines", "--stdin", "lines", "--", "sh", "-c", script]).expect_success();
+    let said = dev.zg(&["job", "logs", "last"]).expect_success();
     let input = "one\ntwo words\n\nfour\n";
     assert_eq!(said.text(), format!("0:one:{input}1:two words:{input}2::{input}3:four:{input}"));
     dev.stop();
@@ -179,6 +186,54 @@ fn interrupting_a_run_cancels_its_job() {
     said.expect_error(130, &["Job 1 is canceled"]);
     assert_eq!(dev.wait("1", SOON)["state"], "canceled");
     mark.expect_gone(SOON);
+    dev.stop();
+}
+
+#[test]
+fn a_run_prints_a_chunk_as_soon_as_it_has_ended() {
+    let dev = Dev::start(1);
+    // The first chunk waits for a file that is made once the others' lines have been read.
+    let go = dev.folder().join("go");
+    let script = "[ $ZG_CHUNK != 1 ] || while [ ! -e \"$0\" ]; do sleep 0.05; done; echo chunk $ZG_CHUNK";
+    let path = go.to_string_lossy();
+    let words = ["run", "--cpus", "0.1", "--array", "1-3", "--", "sh", "-c", script, &*path];
+    let mut child = dev.command(&words).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut printed = BufReader::new(child.stdout.take().expect("piped")).lines().map(|line| line.expect("text"));
+    let mut early: Vec<String> = printed.by_ref().take(2).collect();
+    early.sort_unstable();
+    assert_eq!(early, ["chunk 2", "chunk 3"]);
+    std::fs::write(&go, "").expect("written");
+    assert_eq!(printed.collect::<Vec<_>>(), ["chunk 1"]);
+    assert!(ended_within(&mut child, SOON).expect("it ends").success());
+    dev.stop();
+}
+
+#[test]
+fn programs_are_told_in_json_how_a_job_failed() {
+    let dev = Dev::start(1);
+    let told = |arguments: &[&str], code: i32| {
+        let said = dev.zg(&[&["--json"], arguments].concat());
+        assert_eq!(said.code, Some(code), "{said:?}");
+        let error: serde_json::Value = serde_json::from_str(&said.stderr).expect("one value, and nothing else");
+        assert_eq!(error["error"]["code"], "chunks_failed", "{error}");
+        assert!(error["error"]["hint"].as_str().is_some_and(|hint| hint.contains("zg chunk list")), "{error}");
+        error["error"]["message"].as_str().expect("a message").to_owned()
+    };
+    assert!(told(&["run", "--", "sh", "-c", "exit 3"], 3).contains("chunk 0 ended with exit code 3"));
+    assert!(told(&["run", "--", "sh", "-c", "kill -9 $$"], 137).contains("chunk 0 was killed by signal 9"));
+    assert!(told(&["run", "--array", "7-8", "--", "false"], 1).contains("2 of 2 chunks did not finish"));
+    assert!(told(&["job", "wait", "1"], 1).contains("job 1 failed"));
+    dev.zg(&["--json", "run", "--ignore-failures", "--", "false"]).expect_success();
+
+    // Jobs are named one by one, by ranges, or all.
+    let numbers = |selector: &str| -> Vec<u64> {
+        let jobs = dev.json(&["job", "info", selector])["jobs"].clone();
+        jobs.as_array().expect("a list").iter().filter_map(|job| job["number"].as_u64()).collect()
+    };
+    assert_eq!((numbers("all"), numbers("1,3-9")), (vec![1, 2, 3, 4], vec![1, 3, 4]));
+    assert_eq!(dev.json(&["job", "info", "last"])["job"]["number"], 4);
+    dev.zg(&["job", "info", "1,99"]).expect_error(3, &["'99'", "zg job list --all"]);
+    dev.zg(&["job", "wait", "1,99"]).expect_error(3, &["'99'"]);
     dev.stop();
 }
 
