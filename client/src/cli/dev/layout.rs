@@ -207,6 +207,11 @@ fn make_kept(dir: &Path) -> Result<PathBuf, Failure> {
         let message = format!("the directory {} is not empty and has no cluster in it", dir.display());
         return Err(Failure::usage(message).hint("Name a new one"));
     }
+    if dir.exists() && !dir.is_dir() {
+        return Err(
+            Failure::usage(format!("{} is not a directory", dir.display())).hint("Name one, or a name that is free")
+        );
+    }
     make_dir(dir, 0o700)?;
     dir.canonicalize().map_err(|error| failed(dir, &error))
 }
@@ -316,6 +321,7 @@ mod tests {
         fs::write(dir.path().join("thesis.tex"), "").unwrap();
         let refused = |dir: &Path| format!("{:?}", Layout::make(Some(dir), 1).unwrap_err());
         assert!(refused(dir.path()).contains("is not empty"));
+        assert!(refused(&dir.path().join("thesis.tex")).contains("thesis.tex is not a directory"));
         let long = dir.path().join("x".repeat(90));
         assert!(refused(&long).contains("too long"), "{}", refused(&long));
     }
