@@ -8,7 +8,7 @@
 mod arrival;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::frame::{Frame, Frames};
 use crate::process::Process;
 use crate::queue::{Queue, Room};
-use crate::socket::{self, Attempt, Change, KeyPair, Monitor};
+use crate::socket::{self, Attempt, Change, KeyPair, Monitor, Polled};
 use crate::table::Table;
 use crate::zap::AllowList;
 
@@ -131,19 +131,14 @@ pub enum SendError {
 }
 
 struct Router {
-    socket: zmq::Socket,
-    /// As `Dealer::is_readable`.
-    is_readable: bool,
+    socket: Polled,
     class: PeerClass,
     is_local: bool,
     bound: String,
 }
 
 struct Dealer {
-    socket: zmq::Socket,
-    /// The last poll found something to read, and no drain has read to its end since. Asking libzmq once more costs a
-    /// system call.
-    is_readable: bool,
+    socket: Polled,
     monitor: Monitor,
     address: String,
     server: Option<ClientKey>,
@@ -180,6 +175,8 @@ pub struct Endpoint {
     turn: u64,
     /// The last drain stopped at its limit.
     has_more: bool,
+    /// What `wait` sleeps on; kept for its room.
+    polled: Vec<libc::pollfd>,
     refreshed_at: Instant,
     // Last, so that every socket is closed before the context ends.
     process: Arc<Process>,
@@ -219,6 +216,7 @@ impl Endpoint {
             last_peer: 0,
             turn: 0,
             has_more: false,
+            polled: Vec::new(),
             refreshed_at: clock.now(),
             process,
         };
@@ -235,7 +233,7 @@ impl Endpoint {
         let Bind { address, class } = bind;
         let is_local = is_local(&address)?;
         let failed = |source| EndpointError::Bind { address: address.clone(), source };
-        let socket = if is_local {
+        let mut socket = if is_local {
             socket::router(&self.process.context, &address, None)?
         } else {
             let Some(keys) = &self.keys else { return Err(EndpointError::SecretMissing { address }) };
@@ -244,14 +242,13 @@ impl Endpoint {
             }
             socket::router(&self.process.context, &address, Some((keys, &self.domain)))?
         };
-        socket.bind(&address).map_err(failed)?;
+        let bound = socket.bind(&address).map_err(failed)?;
         if let Some(path) = address.strip_prefix("ipc://") {
             fs::set_permissions(path, fs::Permissions::from_mode(0o600))
                 .map_err(|source| EndpointError::Protect { address: address.clone(), source })?;
         }
-        let bound = socket.get_last_endpoint()?.map_err(|_| failed(zmq::Error::EINVAL))?;
         tracing::info!(address = bound, ?class, "bound");
-        self.routers.push(Router { socket, is_readable: false, class, is_local, bound });
+        self.routers.push(Router { socket, class, is_local, bound });
         Ok(())
     }
 
@@ -287,7 +284,6 @@ impl Endpoint {
         let identity = Identity { role, node: None, key: server_key.unwrap_or_default(), class };
         let dealer = Dealer {
             socket,
-            is_readable: false,
             monitor,
             address: address.into(),
             server: server_key,
@@ -300,7 +296,7 @@ impl Endpoint {
         Ok(peer)
     }
 
-    fn open_dealer(&self, address: &str, server: Option<ClientKey>) -> Result<(zmq::Socket, Monitor), EndpointError> {
+    fn open_dealer(&self, address: &str, server: Option<ClientKey>) -> Result<(Polled, Monitor), EndpointError> {
         let curve = match (server, &self.keys) {
             (None, _) => None,
             (Some(server), Some(keys)) => Some((keys, server)),
@@ -338,41 +334,51 @@ impl Endpoint {
     /// As `wait`, and wakes when `also` is readable.
     pub fn wait_with(&mut self, deadline: Option<Instant>, also: Option<BorrowedFd<'_>>) {
         let may_sleep = self.bell.fall_asleep() && !self.has_more;
-        let timeout_ms = if may_sleep { self.timeout_ms(deadline) } else { 0 };
-        let mut items = Vec::with_capacity(2 + self.routers.len() + 2 * self.dealers.len());
-        items.push(zmq::PollItem::from_fd(self.bell.fd(), zmq::POLLIN));
-        items.extend(self.routers.iter().map(|router| router.socket.as_poll_item(zmq::POLLIN)));
-        for dealer in self.dealers.values() {
-            let events = if dealer.queue.is_empty() { zmq::POLLIN } else { zmq::POLLIN | zmq::POLLOUT };
-            items.push(dealer.socket.as_poll_item(events));
-            items.push(zmq::PollItem::from_fd(dealer.monitor.fd, zmq::POLLIN));
+        let mut is_busy = !may_sleep;
+        self.polled.clear();
+        self.polled.push(polled(self.bell.fd()));
+        for router in &mut self.routers {
+            is_busy |= router.socket.look(false);
+            self.polled.push(polled(router.socket.fd));
         }
-        items.extend(also.map(|also| zmq::PollItem::from_fd(also.as_raw_fd(), zmq::POLLIN)));
-        match zmq::poll(&mut items, timeout_ms) {
-            // A signal has set its flag by now.
-            Ok(_) | Err(zmq::Error::EINTR) => {}
-            Err(error) => panic!("cannot poll our own sockets: {error}"),
+        for dealer in self.dealers.values_mut() {
+            is_busy |= dealer.socket.look(!dealer.queue.is_empty()) || dealer.monitor.is_readable;
+            self.polled.extend([polled(dealer.socket.fd), polled(dealer.monitor.fd)]);
         }
-        let readable: Vec<bool> = items.iter().map(zmq::PollItem::is_readable).collect();
-        self.bell.wake_up(readable[0]);
-        let (routers, dealers) = readable[1..].split_at(self.routers.len());
-        for (router, is_readable) in self.routers.iter_mut().zip(routers) {
-            router.is_readable |= is_readable;
+        self.polled.extend(also.map(|also| polled(also.as_raw_fd())));
+        let timeout_ms = if is_busy { 0 } else { self.timeout_ms(deadline) };
+        // SAFETY: the pointer and the length are those of a live vector.
+        let status = unsafe { libc::poll(self.polled.as_mut_ptr(), self.polled.len() as libc::nfds_t, timeout_ms) };
+        if status < 0 {
+            // A signal has set its flag by now; what it found is not known.
+            let error = io::Error::last_os_error();
+            assert!(error.kind() == io::ErrorKind::Interrupted, "cannot poll our own sockets: {error}");
+            self.polled.iter_mut().for_each(|item| item.revents = 0);
         }
-        for (dealer, pair) in self.dealers.values_mut().zip(dealers.chunks_exact(2)) {
-            dealer.is_readable |= pair[0];
-            dealer.monitor.is_readable |= pair[1];
+        let mut found = self.polled.iter().map(|item| item.revents != 0);
+        let mut next = || found.next().unwrap_or(false);
+        self.bell.wake_up(next());
+        for router in &mut self.routers {
+            if next() {
+                router.socket.signal();
+            }
+        }
+        for dealer in self.dealers.values_mut() {
+            if next() {
+                dealer.socket.signal();
+            }
+            dealer.monitor.is_readable |= next();
         }
     }
 
-    fn timeout_ms(&self, deadline: Option<Instant>) -> i64 {
+    fn timeout_ms(&self, deadline: Option<Instant>) -> i32 {
         const TIMEOUT_MAX_MS: u128 = 3_600_000;
         let now = self.clock.now();
         let until_deadline = deadline.map(|deadline| deadline.since(now));
         let until_retry = (!self.waiting.is_empty()).then_some(RETRY_INTERVAL);
         let Some(timeout) = until_deadline.into_iter().chain(until_retry).min() else { return -1 };
         // Rounded up: a turn before the deadline would find nothing due and come again at once.
-        timeout.as_micros().div_ceil(1_000).min(TIMEOUT_MAX_MS) as i64
+        timeout.as_micros().div_ceil(1_000).min(TIMEOUT_MAX_MS) as i32
     }
 
     /// Hands up to `max` messages, each whole, to `each`, and returns how many it handed. Only sockets in which `wait` has
@@ -406,8 +412,6 @@ impl Endpoint {
             taken += batch;
             if batch == batch_max {
                 sources.push_back(source);
-            } else {
-                self.set_read(source);
             }
         }
         self.has_more = !sources.is_empty();
@@ -415,22 +419,10 @@ impl Endpoint {
     }
 
     fn readable(&self) -> VecDeque<Source> {
-        let routers = self.routers.iter().enumerate().filter(|(_, router)| router.is_readable);
-        let dealers = self.dealers.iter().filter(|(_, dealer)| dealer.is_readable);
+        let routers = self.routers.iter().enumerate().filter(|(_, router)| router.socket.is_readable());
+        let dealers = self.dealers.iter().filter(|(_, dealer)| dealer.socket.is_readable());
         let routers = routers.map(|(index, _)| Source::Router(index));
         routers.chain(dealers.map(|(peer, _)| Source::Dealer(*peer))).collect()
-    }
-
-    /// A source was read to its end.
-    fn set_read(&mut self, source: Source) {
-        match source {
-            Source::Router(router) => self.routers[router].is_readable = false,
-            Source::Dealer(peer) => {
-                if let Some(dealer) = self.dealers.get_mut(&peer) {
-                    dealer.is_readable = false;
-                }
-            }
-        }
     }
 
     /// Removed certificates count within a second, on connections that stand too.
@@ -477,7 +469,7 @@ impl Endpoint {
     fn flush(&mut self, now: Instant) {
         for dealer in self.dealers.values_mut() {
             while let Some(frames) = dealer.queue.front(now) {
-                match socket::send(&mut dealer.socket, &[], frames) {
+                match dealer.socket.send([].into_iter(), frames) {
                     Attempt::Sent => dealer.queue.pop(),
                     Attempt::NoRoom | Attempt::Gone => break,
                 }
@@ -486,10 +478,9 @@ impl Endpoint {
         for peer in std::mem::take(&mut self.waiting) {
             let Some(guest) = self.guests.get_mut(peer) else { continue };
             let socket = &mut self.routers[guest.router].socket;
-            let prefix = prefix(&guest.routing_id, guest.has_delimiter);
             let is_gone = loop {
                 let Some(frames) = guest.queue.front(now) else { break false };
-                match socket::send(socket, &prefix, frames) {
+                match socket.send(envelope(&guest.routing_id, guest.has_delimiter), frames) {
                     Attempt::Sent => guest.queue.pop(),
                     Attempt::NoRoom => {
                         self.waiting.insert(peer);
@@ -517,15 +508,14 @@ impl Endpoint {
         assert!(frames.0.len() <= wire::limit::FRAMES_MAX, "{} frames are beyond FRAMES_MAX", frames.0.len());
 
         if let Some(dealer) = self.dealers.get_mut(&to) {
-            let is_sent =
-                dealer.queue.is_empty() && socket::send(&mut dealer.socket, &[], &mut frames) == Attempt::Sent;
+            let is_sent = dealer.queue.is_empty() && dealer.socket.send([].into_iter(), &mut frames) == Attempt::Sent;
             let is_kept = is_sent || dealer.queue.push(frames, self.clock.now(), self.room);
             return if is_kept { Ok(()) } else { Err(SendError::Full) };
         }
         let Some(guest) = self.guests.get_mut(to) else { return Err(SendError::Unreachable) };
         if guest.queue.is_empty() {
-            let prefix = prefix(&guest.routing_id, guest.has_delimiter);
-            match socket::send(&mut self.routers[guest.router].socket, &prefix, &mut frames) {
+            let socket = &mut self.routers[guest.router].socket;
+            match socket.send(envelope(&guest.routing_id, guest.has_delimiter), &mut frames) {
                 Attempt::Sent => return Ok(()),
                 Attempt::NoRoom => {}
                 Attempt::Gone => {
@@ -546,8 +536,7 @@ impl Endpoint {
         let linger_ms = i32::try_from(linger.as_millis()).unwrap_or(i32::MAX);
         let sockets = self.routers.iter().map(|router| &router.socket);
         for socket in sockets.chain(self.dealers.values().map(|dealer| &dealer.socket)) {
-            // It fails only on a socket that is closed.
-            let _ = socket.set_linger(linger_ms);
+            socket.set_linger(linger_ms);
         }
     }
 
@@ -564,8 +553,12 @@ impl Drop for Endpoint {
 }
 
 /// The frames that a ROUTER wants before those of the message.
-fn prefix(routing_id: &[u8], has_delimiter: bool) -> Vec<&[u8]> {
-    if has_delimiter { vec![routing_id, b""] } else { vec![routing_id] }
+fn envelope(routing_id: &[u8], has_delimiter: bool) -> impl ExactSizeIterator<Item = &[u8]> {
+    [routing_id, b""].into_iter().take(1 + usize::from(has_delimiter))
+}
+
+fn polled(fd: RawFd) -> libc::pollfd {
+    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
 }
 
 fn is_local(address: &str) -> Result<bool, EndpointError> {

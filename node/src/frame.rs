@@ -1,7 +1,8 @@
 //! Frames of a message, and how they are given to libzmq without copying what is large.
 
+use std::ffi::CStr;
 use std::fmt;
-use std::ops::{Deref, Range};
+use std::ops::{Deref, DerefMut, Range};
 use std::os::raw::{c_int, c_void};
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ const COPY_SIZE_MAX: usize = 512;
 
 /// One frame: as it came, our own bytes, or a part of something that several may send at once.
 pub enum Frame {
-    Message(zmq::Message),
+    Message(Message),
     Bytes(Vec<u8>),
     Shared(Shared),
 }
@@ -30,19 +31,17 @@ impl Frame {
         Frame::Shared(Shared { owner, range })
     }
 
-    /// The frame as libzmq takes it. The frame stays whole, so that it can be tried again.
-    pub(crate) fn outgoing(&mut self) -> Outgoing {
-        if self.len() <= COPY_SIZE_MAX {
-            return Outgoing::copied(self);
-        }
-        match std::mem::replace(self, Frame::Bytes(Vec::new())) {
-            Frame::Message(message) => *self = Frame::whole(Received(message)),
-            Frame::Bytes(bytes) => *self = Frame::whole(bytes),
-            shared @ Frame::Shared(_) => *self = shared,
+    /// Hands the frame to `socket` without waiting. After an error it is whole, so that it can be tried again.
+    pub(crate) fn send(&mut self, socket: &mut zmq::Socket, more: bool) -> Result<(), zmq::Error> {
+        if let Frame::Bytes(bytes) = self
+            && bytes.len() > COPY_SIZE_MAX
+        {
+            *self = Frame::whole(std::mem::take(bytes));
         }
         match self {
-            Frame::Shared(shared) => Outgoing::shared(shared.clone()),
-            Frame::Message(_) | Frame::Bytes(_) => unreachable!("it was made shared above"),
+            Frame::Message(message) => message.send(socket, more),
+            Frame::Bytes(bytes) => Message::copied(bytes).send(socket, more),
+            Frame::Shared(shared) => Message::shared(shared.clone()).send(socket, more),
         }
     }
 
@@ -78,21 +77,6 @@ impl fmt::Debug for Frame {
 impl From<Vec<u8>> for Frame {
     fn from(bytes: Vec<u8>) -> Frame {
         Frame::Bytes(bytes)
-    }
-}
-
-impl From<zmq::Message> for Frame {
-    fn from(message: zmq::Message) -> Frame {
-        Frame::Message(message)
-    }
-}
-
-/// A received message as the owner of its bytes.
-struct Received(zmq::Message);
-
-impl AsRef<[u8]> for Received {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
     }
 }
 
@@ -143,38 +127,69 @@ impl<const N: usize> From<[Vec<u8>; N]> for Frames {
     }
 }
 
-/// A `zmq_msg_t` that we own. The `zmq` crate has one too, but loses it when a send fails and cannot share bytes.
+/// A `zmq_msg_t` that we own. The `zmq` crate has one too, but loses it when a send fails, cannot share bytes, and
+/// allocates to ask who sent it.
 #[repr(C, align(8))]
-pub(crate) struct Outgoing(zmq_sys::zmq_msg_t);
+pub struct Message(zmq_sys::zmq_msg_t);
 
-impl Outgoing {
-    pub(crate) fn copied(bytes: &[u8]) -> Outgoing {
-        let mut outgoing = Outgoing(zmq_sys::zmq_msg_t::default());
-        // SAFETY: the call initialises the message, and then its data has exactly `bytes.len()` bytes to fill.
-        unsafe {
-            let status = zmq_sys::zmq_msg_init_size(&mut outgoing.0, bytes.len());
-            assert_eq!(status, 0, "out of memory for a frame of {} bytes", bytes.len());
-            let data = zmq_sys::zmq_msg_data(&mut outgoing.0).cast::<u8>();
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len());
-        }
-        outgoing
+// SAFETY: libzmq lets a message be used from any one thread at a time; what messages share it counts atomically.
+unsafe impl Send for Message {}
+// SAFETY: `&Message` only reads the message's place and length, which only `&mut Message` changes.
+unsafe impl Sync for Message {}
+
+impl Message {
+    fn empty() -> Message {
+        let mut message = Message(zmq_sys::zmq_msg_t::default());
+        // SAFETY: initialises the message; it cannot fail.
+        unsafe { zmq_sys::zmq_msg_init(&mut message.0) };
+        message
     }
 
-    fn shared(shared: Shared) -> Outgoing {
-        let mut outgoing = Outgoing(zmq_sys::zmq_msg_t::default());
+    pub(crate) fn copied(bytes: &[u8]) -> Message {
+        let mut message = Message(zmq_sys::zmq_msg_t::default());
+        // SAFETY: the call initialises the message, and then its data has exactly `bytes.len()` bytes to fill.
+        unsafe {
+            let status = zmq_sys::zmq_msg_init_size(&mut message.0, bytes.len());
+            assert_eq!(status, 0, "out of memory for a frame of {} bytes", bytes.len());
+            let data = zmq_sys::zmq_msg_data(&mut message.0).cast::<u8>();
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len());
+        }
+        message
+    }
+
+    fn shared(shared: Shared) -> Message {
+        let mut message = Message(zmq_sys::zmq_msg_t::default());
         let shared = Box::new(shared);
         let bytes = &(*shared.owner).as_ref()[shared.range.clone()];
         let (data, length) = (bytes.as_ptr().cast_mut().cast::<c_void>(), bytes.len());
         let hint = Box::into_raw(shared).cast::<c_void>();
         // SAFETY: the bytes are borrowed from the owner, which the boxed `Arc` keeps alive, unmoved and only ever shared
         // until libzmq calls `free_shared` with the box, once; libzmq does not write to data of an outgoing message.
-        let status = unsafe { zmq_sys::zmq_msg_init_data(&mut outgoing.0, data, length, Some(free_shared), hint) };
+        let status = unsafe { zmq_sys::zmq_msg_init_data(&mut message.0, data, length, Some(free_shared), hint) };
         assert_eq!(status, 0, "out of memory for a frame");
-        outgoing
+        message
     }
 
-    /// Hands the frame to `socket` without waiting. After an error the frame is still ours.
-    pub(crate) fn send(mut self, socket: &mut zmq::Socket, more: bool) -> Result<(), zmq::Error> {
+    /// The next frame that waits in `socket`, if there is one.
+    pub(crate) fn receive(socket: &mut zmq::Socket) -> Option<Message> {
+        let mut message = Message::empty();
+        loop {
+            // SAFETY: an initialised message and a live socket of this thread.
+            let status = unsafe { zmq_sys::zmq_msg_recv(&mut message.0, socket.as_mut_ptr(), zmq::DONTWAIT as c_int) };
+            if status >= 0 {
+                return Some(message);
+            }
+            // SAFETY: reads this thread's error number.
+            match zmq::Error::from_raw(unsafe { zmq_sys::zmq_errno() }) {
+                zmq::Error::EINTR => {}
+                zmq::Error::EAGAIN => return None,
+                error => panic!("a socket of ours cannot receive: {error}"),
+            }
+        }
+    }
+
+    /// Hands the message to `socket` without waiting; it is empty then. After an error it is whole.
+    fn send(&mut self, socket: &mut zmq::Socket, more: bool) -> Result<(), zmq::Error> {
         let flags = zmq::DONTWAIT | if more { zmq::SNDMORE } else { 0 };
         loop {
             // SAFETY: an initialised message and a live socket of this thread. After success libzmq has left an empty
@@ -191,9 +206,50 @@ impl Outgoing {
             }
         }
     }
+
+    /// More frames of the same message follow.
+    pub(crate) fn has_more(&self) -> bool {
+        // SAFETY: an initialised message, which is only read.
+        unsafe { zmq_sys::zmq_msg_more(&self.0) != 0 }
+    }
+
+    /// The User-Id that ZAP gave the connection it came on; empty without one.
+    pub(crate) fn user(&self) -> &str {
+        // SAFETY: an initialised message, which is only read, and a name that ends in a zero.
+        let value = unsafe { zmq_sys::zmq_msg_gets(&self.0, c"User-Id".as_ptr()) };
+        if value.is_null() {
+            return "";
+        }
+        // SAFETY: libzmq gives a string that ends in a zero and lives as long as the message.
+        unsafe { CStr::from_ptr(value) }.to_str().unwrap_or_default()
+    }
 }
 
-impl Drop for Outgoing {
+impl Deref for Message {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        let message = (&raw const self.0).cast_mut();
+        // SAFETY: an initialised message, which libzmq only reads here; it takes a `mut` pointer for the sake of those who
+        // write. The data is never null, has `size` initialised bytes, and stays while the message is borrowed.
+        unsafe {
+            let data = zmq_sys::zmq_msg_data(message).cast::<u8>();
+            std::slice::from_raw_parts(data, zmq_sys::zmq_msg_size(message))
+        }
+    }
+}
+
+impl DerefMut for Message {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and the bytes are this message's alone: none is copied with `zmq_msg_copy`, those that were
+        // received in one buffer have each their part of it, and those of `shared` never get out of this file.
+        unsafe {
+            let data = zmq_sys::zmq_msg_data(&mut self.0).cast::<u8>();
+            std::slice::from_raw_parts_mut(data, zmq_sys::zmq_msg_size(&self.0))
+        }
+    }
+}
+
+impl Drop for Message {
     fn drop(&mut self) {
         // SAFETY: the message was initialised by every constructor and is closed here only.
         unsafe { zmq_sys::zmq_msg_close(&mut self.0) };
@@ -202,7 +258,7 @@ impl Drop for Outgoing {
 
 /// libzmq is done with a shared frame; it may say so from its own thread.
 unsafe extern "C" fn free_shared(_data: *mut c_void, hint: *mut c_void) {
-    // SAFETY: `hint` is the box that `Outgoing::shared` leaked to this call, which comes once. `Shared` is Send.
+    // SAFETY: `hint` is the box that `Message::shared` leaked to this call, which comes once. `Shared` is Send.
     drop(unsafe { Box::from_raw(hint.cast::<Shared>()) });
 }
 
@@ -230,20 +286,19 @@ mod tests {
         let owner = Arc::new(Counted(vec![7; 4096], freed.clone()));
         let mut frame = Frame::shared(owner, 1024..4096);
         assert_eq!(frame.len(), 3072);
-        drop(frame.outgoing());
-        drop(frame.outgoing());
-        assert_eq!(freed.load(Ordering::SeqCst), 0);
 
         let context = zmq::Context::new();
-        let (mut from, to) = (context.socket(zmq::PAIR).unwrap(), context.socket(zmq::PAIR).unwrap());
+        let (mut from, mut to) = (context.socket(zmq::PAIR).unwrap(), context.socket(zmq::PAIR).unwrap());
         // Nobody is connected: the send fails and the frame is still ours.
-        assert_eq!(frame.outgoing().send(&mut from, false), Err(zmq::Error::EAGAIN));
-        assert_eq!(freed.load(Ordering::SeqCst), 0);
+        for _ in 0..2 {
+            assert_eq!(frame.send(&mut from, false), Err(zmq::Error::EAGAIN));
+            assert_eq!(freed.load(Ordering::SeqCst), 0);
+        }
         to.bind("inproc://frames").unwrap();
         from.connect("inproc://frames").unwrap();
-        frame.outgoing().send(&mut from, false).unwrap();
+        frame.send(&mut from, false).unwrap();
         drop(frame);
-        let received = to.recv_msg(0).unwrap();
+        let received = Message::receive(&mut to).unwrap();
         assert_eq!(&received[..], &[7; 3072]);
         assert_eq!(freed.load(Ordering::SeqCst), 0);
         drop(received);
@@ -252,10 +307,29 @@ mod tests {
 
     #[test]
     fn frames_of_every_size_survive_a_failed_try() {
-        for size in [0, 1, 33, 512, 513, 100_000] {
-            let mut frame = Frame::Bytes(vec![3; size]);
-            drop(frame.outgoing());
-            assert_eq!(*frame, vec![3; size]);
+        let context = zmq::Context::new();
+        let (mut from, mut to) = (context.socket(zmq::PAIR).unwrap(), context.socket(zmq::PAIR).unwrap());
+        let mut frames: Vec<Frame> =
+            [0, 1, 33, 512, 513, 100_000].map(|size| Frame::Bytes(vec![3; size])).into_iter().collect();
+        let again = |frame: &mut Frame, from: &mut zmq::Socket| {
+            let before = frame.to_vec();
+            assert_eq!(frame.send(from, false), Err(zmq::Error::EAGAIN));
+            assert_eq!(**frame, before);
+        };
+        for frame in &mut frames {
+            again(frame, &mut from);
+        }
+        to.bind("inproc://again").unwrap();
+        from.connect("inproc://again").unwrap();
+        // Also what was received: there and back.
+        for mut frame in frames {
+            let before = frame.to_vec();
+            frame.send(&mut from, false).unwrap();
+            let mut frame = Frame::Message(Message::receive(&mut to).unwrap());
+            let mut nobody = context.socket(zmq::PAIR).unwrap();
+            again(&mut frame, &mut nobody);
+            frame.send(&mut to, false).unwrap();
+            assert_eq!(*Message::receive(&mut from).unwrap(), before);
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use wire::{BootNonce, ClientKey, NodeId};
 
-use crate::frame::{Frame, Frames, Outgoing};
+use crate::frame::{Frame, Frames, Message};
 
 /// Not wrapped by the `zmq` crate: with it a connection that the ZAP handler does not answer for is refused.
 const ZMQ_ZAP_ENFORCE_DOMAIN: c_int = 93;
@@ -50,7 +50,7 @@ pub(crate) fn router(
     context: &zmq::Context,
     address: &str,
     curve: Option<(&KeyPair, &str)>,
-) -> Result<zmq::Socket, zmq::Error> {
+) -> Result<Polled, zmq::Error> {
     let mut socket = socket(context, zmq::ROUTER, curve.is_some())?;
     socket.set_router_mandatory(true)?;
     socket.set_backlog(BACKLOG)?;
@@ -61,7 +61,7 @@ pub(crate) fn router(
         socket.set_zap_domain(domain)?;
         enforce_domain(&mut socket)?;
     }
-    Ok(socket)
+    Polled::new(socket)
 }
 
 fn enforce_domain(socket: &mut zmq::Socket) -> Result<(), zmq::Error> {
@@ -83,7 +83,7 @@ pub(crate) fn dealer(
     address: &str,
     curve: Option<(&KeyPair, ClientKey)>,
     routing_id: &[u8],
-) -> Result<(zmq::Socket, Monitor), zmq::Error> {
+) -> Result<(Polled, Monitor), zmq::Error> {
     let socket = socket(context, zmq::DEALER, curve.is_some())?;
     // Without a connection nothing is queued in libzmq: the queue for that is ours, and bounded in bytes.
     socket.set_immediate(true)?;
@@ -99,7 +99,7 @@ pub(crate) fn dealer(
     }
     let monitor = monitor(context, &socket)?;
     socket.connect(address)?;
-    Ok((socket, monitor))
+    Ok((Polled::new(socket)?, monitor))
 }
 
 fn monitor(context: &zmq::Context, socket: &zmq::Socket) -> Result<Monitor, zmq::Error> {
@@ -136,7 +136,7 @@ impl Monitor {
     /// The next thing that it tells, of what the last poll has found.
     pub(crate) fn next_change(&mut self) -> Option<Change> {
         while self.is_readable {
-            let Some((frames, _)) = receive(&self.socket, 2) else {
+            let Some((frames, _)) = receive(&mut self.socket, 2) else {
                 self.is_readable = false;
                 break;
             };
@@ -165,24 +165,138 @@ pub(crate) fn fresh_routing_id(node: NodeId, boot: BootNonce) -> Vec<u8> {
 }
 
 /// Takes one whole message: its first frames, and how many it had. Frames beyond `frames_max` are read and dropped.
-pub(crate) fn receive(socket: &zmq::Socket, frames_max: usize) -> Option<(Vec<zmq::Message>, usize)> {
-    let mut frames = Vec::with_capacity(2);
-    let mut count = 0;
-    loop {
-        let frame = match socket.recv_msg(zmq::DONTWAIT) {
-            Ok(frame) => frame,
-            Err(zmq::Error::EINTR) => continue,
-            Err(zmq::Error::EAGAIN) if count == 0 => return None,
-            Err(error) => panic!("a socket of ours cannot receive: {error}"),
-        };
-        let more = frame.get_more();
+fn receive(socket: &mut zmq::Socket, frames_max: usize) -> Option<(Vec<Frame>, usize)> {
+    let first = Message::receive(socket)?;
+    let mut more = first.has_more();
+    let mut frames = Vec::with_capacity(1 + usize::from(more));
+    frames.push(Frame::Message(first));
+    let mut count = 1;
+    while more {
+        let frame = Message::receive(socket).expect("libzmq hands out whole messages");
+        more = frame.has_more();
         count += 1;
         if frames.len() < frames_max {
-            frames.push(frame);
+            frames.push(Frame::Message(frame));
         }
-        if !more {
-            return Some((frames, count));
+    }
+    Some((frames, count))
+}
+
+/// A socket that a loop sleeps on by its descriptor, which costs one system call for all sockets, where `zmq_poll` makes
+/// three or more for each.
+///
+/// The descriptor is a letter box with a flag: the flag is up only while letters lie in it that nobody has looked at.
+/// Whatever we do with the socket, sending too, may look, and then the flag is down though there is something to read.
+/// So the flag may be relied on only when nothing was done since a look found nothing; else `look` before sleeping.
+pub(crate) struct Polled {
+    socket: zmq::Socket,
+    pub(crate) fd: RawFd,
+    seen: Seen,
+}
+
+/// What is known of the messages that wait in a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Seen {
+    /// There was none, and the descriptor tells when that changes.
+    Nothing,
+    /// There may be some of which the descriptor does not tell.
+    Unknown,
+    /// There are probably some.
+    Something,
+}
+
+impl Polled {
+    fn new(socket: zmq::Socket) -> Result<Polled, zmq::Error> {
+        Ok(Polled { fd: socket.get_fd()?, socket, seen: Seen::Unknown })
+    }
+
+    /// Binds `address` and returns the real one.
+    pub(crate) fn bind(&mut self, address: &str) -> Result<String, zmq::Error> {
+        self.socket.bind(address)?;
+        self.socket.get_last_endpoint()?.map_err(|_| zmq::Error::EINVAL)
+    }
+
+    /// Before sleeping: finds out what is not known. True = there is something to do at once: to read, or with
+    /// `wants_room` that there is room to send.
+    pub(crate) fn look(&mut self, wants_room: bool) -> bool {
+        if self.seen == Seen::Something {
+            return true;
         }
+        if self.seen == Seen::Nothing && !wants_room {
+            return false;
+        }
+        let events = loop {
+            match self.socket.get_events() {
+                Ok(events) => break events,
+                Err(zmq::Error::EINTR) => {}
+                Err(error) => panic!("a socket of ours does not tell its events: {error}"),
+            }
+        };
+        let is_readable = events.contains(zmq::POLLIN);
+        self.seen = if is_readable { Seen::Something } else { Seen::Nothing };
+        is_readable || wants_room && events.contains(zmq::POLLOUT)
+    }
+
+    /// The descriptor was found readable.
+    pub(crate) fn signal(&mut self) {
+        self.seen = Seen::Something;
+    }
+
+    /// It is worth trying to receive.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.seen == Seen::Something
+    }
+
+    /// As `receive`; without a message, the socket was read to its end.
+    pub(crate) fn receive(&mut self, frames_max: usize) -> Option<(Vec<Frame>, usize)> {
+        let received = receive(&mut self.socket, frames_max);
+        if received.is_none() {
+            self.seen = Seen::Nothing;
+        }
+        received
+    }
+
+    /// The routing id with which a ROUTER begins each message; `receive` takes the rest.
+    pub(crate) fn receive_routing_id(&mut self) -> Option<Message> {
+        let received = Message::receive(&mut self.socket);
+        if received.is_none() {
+            self.seen = Seen::Nothing;
+        }
+        received
+    }
+
+    /// Tries to send the frames of `envelope`, then those of the message, as one. Only the first can be refused.
+    pub(crate) fn send<'a>(
+        &mut self,
+        envelope: impl ExactSizeIterator<Item = &'a [u8]>,
+        frames: &mut Frames,
+    ) -> Attempt {
+        if self.seen == Seen::Nothing {
+            self.seen = Seen::Unknown;
+        }
+        let count = envelope.len() + frames.0.len();
+        let mut envelope = envelope.map(|bytes| Frame::Message(Message::copied(bytes)));
+        let mut frames = frames.0.iter_mut();
+        for index in 0..count {
+            let more = index + 1 < count;
+            let sent = match envelope.next() {
+                Some(mut frame) => frame.send(&mut self.socket, more),
+                None => frames.next().expect("counted").send(&mut self.socket, more),
+            };
+            match sent {
+                Ok(()) => {}
+                Err(zmq::Error::EAGAIN) if index == 0 => return Attempt::NoRoom,
+                Err(zmq::Error::EHOSTUNREACH) if index == 0 => return Attempt::Gone,
+                Err(error) => panic!("a socket of ours cannot send frame {index} of {count}: {error}"),
+            }
+        }
+        Attempt::Sent
+    }
+
+    /// How long what libzmq has taken may still take to reach its peers once the socket is closed.
+    pub(crate) fn set_linger(&self, linger_ms: i32) {
+        // It fails only on a socket that is closed.
+        let _ = self.socket.set_linger(linger_ms);
     }
 }
 
@@ -194,20 +308,4 @@ pub(crate) enum Attempt {
     NoRoom,
     /// There is no such peer any more.
     Gone,
-}
-
-/// Tries to send `prefix`, then the frames, as one message. Only its first frame can be refused.
-pub(crate) fn send(socket: &mut zmq::Socket, prefix: &[&[u8]], frames: &mut Frames) -> Attempt {
-    let count = prefix.len() + frames.0.len();
-    let prefix = prefix.iter().map(|bytes| Outgoing::copied(bytes));
-    let outgoing = prefix.chain(frames.0.iter_mut().map(Frame::outgoing));
-    for (index, frame) in outgoing.enumerate() {
-        match frame.send(socket, index + 1 < count) {
-            Ok(()) => {}
-            Err(zmq::Error::EAGAIN) if index == 0 => return Attempt::NoRoom,
-            Err(zmq::Error::EHOSTUNREACH) if index == 0 => return Attempt::Gone,
-            Err(error) => panic!("a socket of ours cannot send frame {index} of {count}: {error}"),
-        }
-    }
-    Attempt::Sent
 }

@@ -7,7 +7,6 @@ use crate::admission::{self, Grant, Refusal};
 use crate::certificate::parse_z85;
 use crate::frame::Frame;
 use crate::queue::Queue;
-use crate::socket;
 use crate::table::Guest;
 use crate::zap::AllowList;
 
@@ -19,17 +18,25 @@ impl Endpoint {
         each: &mut dyn FnMut(PeerId, &Identity, Vec<Frame>),
     ) -> Option<bool> {
         // With room for the routing id and REQ's empty frame.
-        let (frames, count) = socket::receive(&self.routers[router].socket, wire::limit::FRAMES_MAX + 2)?;
-        let mut frames = frames.into_iter().peekable();
-        let routing_id = frames.next()?;
-        let has_delimiter = count > 2 && frames.peek().is_some_and(|frame| frame.is_empty());
+        let socket = &mut self.routers[router].socket;
+        let routing_id = socket.receive_routing_id()?;
+        let (mut frames, mut count) = if routing_id.has_more() {
+            // With room for REQ's empty frame.
+            socket.receive(wire::limit::FRAMES_MAX + 1).expect("libzmq hands out whole messages")
+        } else {
+            (Vec::new(), 0)
+        };
+        let has_delimiter = count > 1 && frames.first().is_some_and(|frame| frame.is_empty());
         if has_delimiter {
-            frames.next();
+            frames.remove(0);
+            count -= 1;
         }
-        let user = frames.peek_mut().and_then(|frame| frame.gets("User-Id")).unwrap_or_default();
+        // libzmq does not put it on every routing id.
+        let user = match frames.first() {
+            Some(Frame::Message(message)) => message.user(),
+            Some(Frame::Bytes(_) | Frame::Shared(_)) | None => "",
+        };
         let peer = self.guest(router, &routing_id, user);
-        let frames: Vec<Frame> = frames.map(Frame::Message).collect();
-        let count = count - 1 - usize::from(has_delimiter);
 
         let turn = self.turn;
         let guest = self.guests.get_mut(peer).expect("taken in above");
@@ -69,8 +76,7 @@ impl Endpoint {
         each: &mut dyn FnMut(PeerId, &Identity, Vec<Frame>),
     ) -> Option<bool> {
         let dealer = self.dealers.get_mut(&peer)?;
-        let (frames, count) = socket::receive(&dealer.socket, wire::limit::FRAMES_MAX + 1)?;
-        let frames: Vec<Frame> = frames.into_iter().map(Frame::Message).collect();
+        let (frames, count) = dealer.socket.receive(wire::limit::FRAMES_MAX + 1)?;
         let first = frames.first().map_or(&[][..], |frame| frame);
         let (class, bound) = (dealer.identity.class, dealer.identity.node);
         match admission::admit(first, count, dealer.grant, class, bound, |_| false) {
