@@ -1,9 +1,11 @@
 //! One result for each chunk, whatever crosses on the way.
 
+use std::cell::Cell;
+
 use sim::client::Plan;
 use sim::process::Behaviour;
 use sim::scenario::{Cluster, range_of};
-use sim::world::{LOAD_BALANCER, MASTER};
+use sim::world::{LOAD_BALANCER, MASTER, STORAGE};
 use wire::{ChunkState, Duration, Kind, Message};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -126,8 +128,34 @@ fn higher_attempt_meets_kept_failure() {
     assert_eq!(cluster.ended(job, 0), Some(ChunkState::Finished));
 }
 
+#[test]
+fn an_upload_survives_a_storage_node_that_was_started_again_and_had_begun_it_before() {
+    let mut cluster = Cluster::with_workers(1);
+    let w1 = cluster.world.worker(1);
+    // The first beginning comes late; the second one counts.
+    let is_first = Cell::new(true);
+    let late = cluster.world.hold(move |envelope| {
+        (envelope.from, envelope.to) == (w1, STORAGE) && is_begin(&envelope.frames[0]) && is_first.replace(false)
+    });
+    let commits = cluster.hold(w1, STORAGE, Kind::PutCommit);
+    let job = cluster.submit(Plan::new(1, Behaviour { output_per_mille: 1000, ..Behaviour::default() }));
+    cluster.until("all of it is there", |cluster| !cluster.world.held(commits).is_empty());
+    cluster.crash(STORAGE);
+    cluster.restart(STORAGE);
+    cluster.release(late);
+    cluster.until("it is begun there", |cluster| cluster.sent(STORAGE, w1, Kind::PutGrant).len() == 2);
+    cluster.release(commits);
+    cluster.settle();
+    assert_eq!(cluster.history(job, 0), [(w1, 1)]);
+    assert_eq!(cluster.sent(w1, STORAGE, Kind::PutBlock).len(), 2, "before and after");
+}
+
 /// How often a worker has sent results.
 fn results(cluster: &Cluster, worker: sim::network::Host) -> usize {
     let has_results = |frame: &[u8]| matches!(Message::decode(frame), Ok(Message::WorkerStatus(status, _)) if status.num_runs.get() > 0);
     cluster.sent(worker, MASTER, Kind::WorkerStatus).into_iter().filter(|sent| has_results(&sent.frame)).count()
+}
+
+fn is_begin(frame: &[u8]) -> bool {
+    matches!(Message::decode(frame), Ok(Message::PutBegin(..)))
 }
