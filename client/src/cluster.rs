@@ -51,7 +51,7 @@ impl Cluster {
         match fs::File::open(&path) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(broken("it has no cluster.toml".into())),
-            Err(error) => return Err(broken(format!("{} cannot be read: {error}", path.display()))),
+            Err(error) => return Err(broken(format!("cluster.toml cannot be read: {error}"))),
         }
         let file: ClusterFile = node::settings::load(&path).map_err(|error| broken(error.to_string()))?;
         if file.masters.is_empty() {
@@ -100,7 +100,9 @@ pub fn notes_dir() -> PathBuf {
 /// Notes in `notes`, which is `notes_dir`, that the process `pid` runs the cluster at `dir`.
 pub fn note_running(notes: &Path, pid: u32, dir: &Path) -> std::io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(notes) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            return Err(std::io::Error::new(error.kind(), format!("{}: {error}", notes.display())));
+        }
         _ => {}
     }
     if !is_ours(notes) {

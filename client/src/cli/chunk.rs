@@ -1,12 +1,15 @@
 //! `zg chunk`: what became of each chunk, and where its outputs lie.
 
+use std::collections::BTreeMap;
+
 use clap::Subcommand;
 use client::{ChunkSelector, Connection};
 use serde_json::Value;
-use wire::record::{ChunkRecord, JobRecord, OutputEntry};
+use wire::NodeId;
+use wire::record::{ChunkRecord, JobRecord, NodeRecord, OutputEntry};
 
 use super::failure::Failure;
-use super::output::Output;
+use super::output::{Output, cell};
 use super::{Context, Outcome, shape};
 
 #[derive(Subcommand)]
@@ -32,7 +35,8 @@ impl Chunk {
                 listed.push(shape::chunk(&job.array, chunk, &outputs));
             }
         }
-        output.value("chunks", Value::Array(listed), || text(output, &job, &chunks));
+        let nodes = if output.is_json() { Vec::new() } else { connection.nodes()? };
+        output.value("chunks", Value::Array(listed), || text(output, &job, &chunks, &nodes));
         Ok(0)
     }
 }
@@ -70,8 +74,13 @@ fn outputs_of(connection: &mut Connection, chunk: &ChunkRecord) -> Result<Vec<Ou
     }
 }
 
-fn text(output: &Output, job: &JobRecord, chunks: &[ChunkRecord]) -> String {
+fn text(output: &Output, job: &JobRecord, chunks: &[ChunkRecord], nodes: &[NodeRecord]) -> String {
     let none = || "-".to_owned();
+    let names: BTreeMap<NodeId, &str> = nodes.iter().map(|node| (node.node, node.name.as_str())).collect();
+    let name = |node: NodeId| match names.get(&node) {
+        Some(name) => cell(name.as_bytes()),
+        None => shape::node_id(node).unwrap_or_else(none),
+    };
     let row = |chunk: &ChunkRecord| {
         let result = chunk.result.as_ref();
         let end = match result.map(|result| (result.exit_code, result.signal)) {
@@ -89,7 +98,7 @@ fn text(output: &Output, job: &JobRecord, chunks: &[ChunkRecord]) -> String {
             result.map_or_else(none, |result| seconds(result.duration_us)),
             result.map_or_else(none, |result| seconds(result.cpu_us)),
             result.map_or_else(none, |result| client::quantity::size_text(result.max_rss_kib.saturating_mul(1024))),
-            shape::node_id(chunk.node).unwrap_or_else(none),
+            name(chunk.node),
         ]
     };
     let rows: Vec<Vec<String>> = chunks.iter().map(row).collect();

@@ -330,12 +330,16 @@ fn source_and_path(word: &OsStr) -> Result<(InputSource, Vec<u8>), Failure> {
 
 /// A file of this machine cannot be read.
 pub fn local_failure(path: &Path, error: &std::io::Error) -> Failure {
-    let failure = match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::not_found("local_file", format!("no file {}", path.display())),
-        _ => Failure::new("local_file", format!("cannot read {}: {error}", path.display())),
-    };
+    match error.kind() {
+        std::io::ErrorKind::NotFound => local_trouble(path, format!("no file {}", path.display())).exit(3),
+        _ => local_trouble(path, format!("cannot read {}: {error}", path.display())),
+    }
+}
+
+/// Something is wrong with a file of this machine.
+pub fn local_trouble(path: &Path, message: String) -> Failure {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    failure.hint(format!("See: ls -la {}", folder.display()))
+    Failure::new("local_file", message).hint(format!("See: ls -la {}", folder.display()))
 }
 
 #[cfg(test)]

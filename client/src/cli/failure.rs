@@ -122,6 +122,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_can_be_done_next_is_told() {
+        let hint_of = |error: ClientError| Failure::from(error).hint;
+        let full = ClientError::Refused { code: ErrorCode::DiskFull, detail: "full".into() };
+        assert!(hint_of(full).contains("zg node list"));
+        let here = tempfile::tempdir().unwrap();
+        let broken = |path: std::path::PathBuf| hint_of(ClientError::Cluster { path, why: "why".into() });
+        assert!(broken(here.path().to_owned()).contains("ls -la"));
+        assert!(broken(here.path().join("none")).contains("zg dev"));
+    }
+
+    #[test]
     fn exit_codes_are_those_of_the_specification() {
         let exit_of = |error: ClientError| Failure::from(error).exit;
         let refused = |code| ClientError::Refused { code, detail: "why".into() };

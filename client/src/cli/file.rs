@@ -85,7 +85,7 @@ fn get(connection: &mut Connection, output: &Output, address: FileAddress, path:
 
 /// Writes the file to `path` and returns its length.
 fn write_to(connection: &mut Connection, address: FileAddress, path: &Path) -> Result<u64, Failure> {
-    let failed = |error: io::Error| Failure::new("local_file", format!("{}: {error}", path.display()));
+    let failed = |error: io::Error| command::local_trouble(path, format!("cannot write {}: {error}", path.display()));
     // A link to something is followed, as by cp.
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
     if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {

@@ -55,7 +55,7 @@ pub struct Flags {
     /// A file that each chunk finds in $ZG_INPUT_DIR: one here, or the address of a stored one
     #[arg(long, value_name = "SRC[:DST]")]
     pub input: Vec<OsString>,
-    /// Files of the working directory to keep; no match fails the chunk
+    /// Files of the working directory to keep; no match fails the chunk. `zg --json chunk list` gives their addresses
     #[arg(long, value_name = "GLOB")]
     pub output: Vec<OsString>,
     /// The job's uuid: the same submit again is the same job

@@ -76,6 +76,9 @@ fn list(connection: &mut Connection, output: &Output, all: bool, filter: &[JobSt
     if !filter.is_empty() {
         jobs.retain(|job| filter.contains(&job.state));
     }
+    if jobs.is_empty() && !all && filter.is_empty() {
+        output.note("no job waits or runs. See: zg job list --all");
+    }
     output.value("jobs", jobs.iter().map(shape::job).collect(), || {
         let rows: Vec<Vec<String>> = jobs.iter().map(list_row).collect();
         let headers = [">JOB", "NAME", "STATE", ">CHUNKS", ">RUNNING", ">ENDED", ">FAILED", "SUBMITTED", "COMMAND"];
@@ -214,6 +217,9 @@ fn cancel(connection: &mut Connection, output: &Output, selector: &JobSelector) 
     for job in jobs {
         let count = connection.cancel(job.job, None)?;
         canceled.push((job, count));
+    }
+    if canceled.is_empty() {
+        output.note("no job waits or runs: nothing to cancel");
     }
     let values = canceled.iter().map(|(job, count)| canceled_json(job, *count)).collect();
     let (key, value) = one_or_all(selector, values);

@@ -57,7 +57,10 @@ struct Global {
 enum Verb {
     /// Submit a job: an array of chunks that run one command
     Submit(submit::Submit),
-    /// Submit a job, wait, print what each chunk has printed as soon as it has ended, exit as the program does
+    /// Submit a job, wait for it, print what it prints, exit as it does
+    ///
+    /// What a chunk has printed is shown whole, as soon as that chunk has ended: in the order in which they end. Ctrl-C
+    /// cancels the job.
     Run(run::Run),
     /// List, show, wait for, cancel jobs; read what they wrote
     #[command(subcommand)]

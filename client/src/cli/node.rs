@@ -30,7 +30,7 @@ impl Node {
                     node.state.word().to_owned(),
                     duty.to_owned(),
                     node.pid.to_string(),
-                    cpus_text(node.cpus_milli),
+                    if node.cpus_milli == 0 { "-".into() } else { cpus_text(node.cpus_milli) },
                     if node.memory == 0 { "-".into() } else { size_text(node.memory) },
                     node.endpoint.clone(),
                     node.node.to_string(),

@@ -67,8 +67,11 @@ impl Output {
             let mut whole = json!({ "schema_version": 1 });
             whole[key] = value;
             print(&whole.to_string());
-        } else {
-            print(text().trim_end_matches('\n'));
+            return;
+        }
+        let text = text();
+        if !text.is_empty() {
+            print(text.trim_end_matches('\n'));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Jobs of every kind, from submit to their outputs.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -234,6 +234,25 @@ fn programs_are_told_in_json_how_a_job_failed() {
     assert_eq!(dev.json(&["job", "info", "last"])["job"]["number"], 4);
     dev.zg(&["job", "info", "1,99"]).expect_error(3, &["'99'", "zg job list --all"]);
     dev.zg(&["job", "wait", "1,99"]).expect_error(3, &["'99'"]);
+    dev.stop();
+}
+
+#[test]
+fn interrupting_a_run_whose_job_has_ended_does_not_claim_to_cancel_it() {
+    let dev = Dev::start(1);
+    // More than a pipe and a block hold: `zg` is still printing when the signal comes.
+    let mut command = dev.command(&["run", "--", "head", "-c", "16777216", "/dev/zero"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut printed = child.stdout.take().expect("piped");
+    printed.read_exact(&mut [0]).expect("printing has begun");
+    // SAFETY: kill takes no pointers; the child has not been waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+    std::io::copy(&mut printed, &mut std::io::sink()).expect("read to its end");
+    let output = child.wait_with_output().expect("it ends");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{told}");
+    assert!(told.contains("Job 1 had ended before") && !told.contains("is canceled"), "{told}");
+    assert_eq!(dev.job("1")["state"], "finished");
     dev.stop();
 }
 
