@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use node::Certificate;
 use node::certificate::z85;
+use node::disk::free_bytes;
 use serde::Deserialize;
 use wire::{NodeId, Role};
 
@@ -17,6 +18,9 @@ use crate::cli::failure::Failure;
 
 /// A Unix socket's path ends here: 108 bytes with the zero.
 const IPC_PATH_SIZE_MAX: usize = 107;
+
+/// What is free at the start, in bytes: what has to stay free for workers to start anything, and a little to work with.
+const FREE_BYTES_MIN: u64 = node::disk::WORKER_FREE_BYTES_MIN + (32 << 20);
 
 /// Where the storage node listens for the bytes of files.
 const BULK_SOCKET: &str = "storage1/bulk.ipc";
@@ -51,7 +55,7 @@ impl Layout {
             Some(dir) => make_kept(dir)?,
             None => make_temporary()?,
         };
-        let made = Self::fill(dir.clone(), workers, is_temporary);
+        let made = check_room(&dir, free_bytes(&dir)).and_then(|()| Self::fill(dir.clone(), workers, is_temporary));
         if made.is_err() && is_temporary {
             // What went wrong is told already.
             let _ = fs::remove_dir_all(&dir);
@@ -183,6 +187,16 @@ impl Ports {
         self.held.push(listener);
         Ok(format!("tcp://{address}"))
     }
+}
+
+/// On a disk with less room a cluster would come up and then run nothing.
+fn check_room(dir: &Path, free: u64) -> Result<(), Failure> {
+    if free >= FREE_BYTES_MIN {
+        return Ok(());
+    }
+    let [free, needed] = [free, FREE_BYTES_MIN].map(|bytes| bytes >> 20);
+    let message = format!("the disk of {} has {free} MiB free, and a cluster needs {needed} MiB", dir.display());
+    Err(Failure::new("disk_full", message).hint("Free some, or name a directory on another disk with --dir or TMPDIR"))
 }
 
 /// Sockets lie in the directory, and their paths are short.
@@ -324,6 +338,16 @@ mod tests {
         assert!(refused(&dir.path().join("thesis.tex")).contains("thesis.tex is not a directory"));
         let long = dir.path().join("x".repeat(90));
         assert!(refused(&long).contains("too long"), "{}", refused(&long));
+    }
+
+    #[test]
+    fn a_disk_without_room_for_a_cluster_is_refused_with_what_it_has_and_what_is_needed() {
+        let refused = check_room(Path::new("/small"), 60 << 20).unwrap_err();
+        let said = format!("{refused:?}");
+        for word in ["/small", "60 MiB", "160 MiB", "--dir"] {
+            assert!(said.contains(word), "'{word}' is not named: {said}");
+        }
+        assert!(check_room(Path::new("/large"), 160 << 20).is_ok());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use clap::Args;
 use client::{ClientError, Cluster, Connection, cluster};
+use node::disk::free_bytes;
 use node::{Certificate, Endpoint, EndpointConfig};
 use wire::{BootNonce, ClientKey, NodeId, NodeState, Role};
 
@@ -41,6 +42,8 @@ pub struct Dev {
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 /// How long one such question may take.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
+/// How often the disk is looked at, to say why nothing starts.
+const ROOM_INTERVAL: Duration = Duration::from_secs(5);
 /// A cluster that is not ready by then never will be.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -98,11 +101,19 @@ fn watch(layout: &Layout, roles: &mut Roles, signals: &Signals) -> Result<(), Fa
         eprintln!("warning: zg without --cluster will not find this cluster: {error}");
     }
     print(&format!("ready: ZG_CLUSTER={}", layout.dir.display()));
+    let mut was_low = false;
     loop {
-        if signals.wait(roles.next_start()) {
+        let pause = roles.next_start().map_or(ROOM_INTERVAL, |start| start.min(ROOM_INTERVAL));
+        if signals.wait(Some(pause)) {
             return Ok(());
         }
         roles.look_after(false)?;
+        let (free, needed) = (free_bytes(&layout.dir), node::disk::WORKER_FREE_BYTES_MIN);
+        if free < needed && !was_low {
+            let (dir, free, needed) = (layout.dir.display(), free >> 20, needed >> 20);
+            eprintln!("warning: the disk of {dir} has {free} MiB free; no chunk starts until it has {needed} MiB");
+        }
+        was_low = free < needed;
     }
 }
 
