@@ -14,6 +14,7 @@
 //! # stage_timeout_ms = 600000              # how long the inputs of a job are tried to be had
 //! # output_size_max = 68719476736          # bytes that one chunk may keep, unless its job says
 //! # cache_size_max = 68719476736           # bytes of input files that a start finds and keeps; above, it begins anew
+//! # groups = true                          # false = no control groups, so no limits of memory
 //!
 //! [[masters]]                              # every master; none = a worker by itself
 //! endpoint = "tcp://10.0.0.1:7001"
@@ -63,6 +64,8 @@ pub struct Config {
     pub output_size_max: u64,
     #[serde(default = "cache_size_max")]
     pub cache_size_max: u64,
+    #[serde(default = "groups")]
+    pub groups: bool,
     #[serde(default)]
     pub masters: Vec<Server>,
     #[serde(default)]
@@ -85,6 +88,10 @@ fn output_size_max() -> u64 {
 
 fn cache_size_max() -> u64 {
     64 << 30
+}
+
+fn groups() -> bool {
+    true
 }
 
 impl Config {

@@ -1,16 +1,19 @@
-//! `zg-worker SETTINGS.toml`: runs a worker until SIGTERM or SIGINT. As `zg-worker slot` it is one of its slot processes.
+//! `zg-worker SETTINGS.toml`: runs a worker until SIGTERM or SIGINT. As `zg-worker slot` it is one of its slots'
+//! processes.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str =
-    "usage: zg-worker SETTINGS.toml\n       zg-worker slot (started by a worker, with its link as standard input)";
+const USAGE: &str = "usage: zg-worker SETTINGS.toml\n       zg-worker slot [GROUP..] (started by a worker, with its link as standard input)";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let (path, more) = (arguments.next(), arguments.next());
     let path = match (path, more) {
-        (Some(word), None) if word == "slot" => worker::slot::process::run(),
+        (Some(word), group) if word == "slot" => {
+            let directories = group.into_iter().chain(arguments).map(PathBuf::from).collect();
+            worker::slot::process::run(worker::slot::Group::at(directories).as_ref())
+        }
         (Some(word), None) if word == "--help" => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -19,7 +19,7 @@ use wire::{Duration, Instant, JobId, PeerId, Role};
 
 use crate::config::Config;
 use crate::core::{Action, Event, Order, RunEnd, Server, Settings, SlotIndex, Take, Usage, Worker};
-use crate::slot::{Ended, Report, SlotEvent};
+use crate::slot::{Ended, Groups, Report, SlotEvent};
 
 mod bench;
 mod cache;
@@ -117,7 +117,15 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         Uploader::start(ourselves, storage.clone(), surroundings.clone(), config.output_size_max, uploaded_tx)
             .map_err(ShellError::Thread)?;
     let mut sweeper = Sweeper::start(directory.trash()).map_err(ShellError::Thread)?;
-    let mut benches = Benches::new(gate).map_err(ShellError::Slot)?;
+    let groups = match config.groups.then(|| Groups::open(identity.node)) {
+        Some(Ok(groups)) => groups,
+        Some(Err(error)) => {
+            tracing::warn!(%error, "no control groups can be made here: programs run without limits of memory");
+            Groups::none()
+        }
+        None => Groups::none(),
+    };
+    let mut benches = Benches::new(gate, groups).map_err(ShellError::Slot)?;
     for slot in 0..settings.slots {
         benches.open(slot, &directory);
         benches.make_ready(slot, &mut sweeper).map_err(ShellError::Slot)?;
@@ -318,14 +326,26 @@ impl Shell {
 
     fn on_slot_event(&mut self, slot: SlotIndex, event: SlotEvent) -> Result<(), ShellError> {
         match event {
+            SlotEvent::Reported(Report::Ready) => Ok(()),
             SlotEvent::Reported(Report::Started { run, pid }) => {
                 tracing::debug!(run, pid, slot, "started");
                 Ok(())
             }
-            SlotEvent::Reported(Report::Exited { run, ended, cpu_us, rss_max_bytes, duration_us }) => {
+            SlotEvent::Reported(Report::Exited {
+                run,
+                ended,
+                cpu_us,
+                rss_max_bytes,
+                duration_us,
+                memory_peak_bytes,
+            }) => {
                 let end = match ended {
                     Ended::Code(code) => RunEnd::Code(code as u8),
                     Ended::Signal(signal) => RunEnd::Signal(signal as u8),
+                    Ended::OutOfMemory => {
+                        self.note_out_of_memory(slot, run, memory_peak_bytes);
+                        RunEnd::OutOfMemory
+                    }
                 };
                 let usage = Usage { duration_us, cpu_us, max_rss_kib: rss_max_bytes / 1024 };
                 self.exited(run, end, usage)
@@ -333,14 +353,39 @@ impl Shell {
             SlotEvent::Reported(Report::Failed { run, exit_code, errno, message }) => {
                 self.not_started(slot, run, exit_code as u8, errno, message)
             }
-            SlotEvent::Died { unfinished, status } => {
+            SlotEvent::Died { unfinished, status, is_stillborn: true, is_out_of_memory: _ } => {
+                tracing::error!(slot, %status, "a slot process died before it could run anything");
+                if !unfinished.is_empty() {
+                    self.start_later(slot, &io::Error::other("its process died before it could run anything"));
+                }
+                Ok(())
+            }
+            SlotEvent::Died { unfinished, status, is_stillborn: false, is_out_of_memory } => {
                 tracing::error!(slot, %status, "a slot process died; what it ran was killed");
                 for run in unfinished {
-                    self.exited(run, RunEnd::Signal(libc::SIGKILL as u8), Usage::default())?;
+                    let end = if is_out_of_memory {
+                        self.note_out_of_memory(slot, run, 0);
+                        RunEnd::OutOfMemory
+                    } else {
+                        RunEnd::Signal(libc::SIGKILL as u8)
+                    };
+                    self.exited(run, end, Usage::default())?;
                 }
                 Ok(())
             }
         }
+    }
+
+    /// Has the run's standard error say what its end was for; `used` = the most bytes it had, if that is known.
+    fn note_out_of_memory(&mut self, slot: SlotIndex, run: u64, used: u64) {
+        let current = self.benches.at(slot).current.as_mut().expect("a run that is reported is in its slot");
+        let note = match (current.order.spec.memory, used) {
+            (0, _) => "killed: the machine has no memory left (the job has no limit of its own)".to_owned(),
+            (limit, 0) => format!("killed: out of memory (limit: {limit} bytes)"),
+            (limit, used) => format!("killed: out of memory: {used} bytes used (limit: {limit} bytes)"),
+        };
+        tracing::info!(slot, run, note, "out of memory");
+        current.note = Some(note);
     }
 
     /// A program was not started: for a reason of its own, or because the machine has no room for a process now.
@@ -353,7 +398,7 @@ impl Shell {
         message: String,
     ) -> Result<(), ShellError> {
         let current = self.benches.at(slot).current.as_mut().expect("a run that is reported is in its slot");
-        let is_machines = matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE);
+        let is_machines = matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EBUSY);
         if is_machines && current.tries < TRIES_MAX {
             tracing::warn!(slot, run, message, "tried again soon");
             let pause = TRY_PAUSE * (1 << current.tries);
@@ -489,7 +534,16 @@ impl Shell {
         let of = RunOf { order: &order, run, chunk, attempt };
         let foreign_directory =
             (!order.spec.cwd.is_empty()).then(|| self.surroundings.working_directory(of, &bench.path));
-        bench.current = Some(Current { run, order, chunk, attempt, foreign_directory, not_started: None, tries: 0 });
+        bench.current = Some(Current {
+            run,
+            order,
+            chunk,
+            attempt,
+            foreign_directory,
+            not_started: None,
+            note: None,
+            tries: 0,
+        });
         self.try_start(slot);
     }
 

@@ -252,6 +252,7 @@ impl WorkerShell {
             RunEnd::Code(0) => Ending::Well,
             RunEnd::Code(_) | RunEnd::NotStarted { .. } => Ending::Badly,
             RunEnd::Signal(signal) => Ending::Signal(signal),
+            RunEnd::OutOfMemory => Ending::Signal(9),
         };
         outside.journal.end(program.number, outside.now, ending);
         self.notes.push(format!("{}[{}] ended: {ending:?}", wire::hex(&program.job.0[12..]), program.chunk));

@@ -12,6 +12,9 @@ use super::result::Outcome;
 use super::slots::{Run, SlotIndex, Stop};
 use super::{Action, RunEnd, Take, Timer, UNCONFIRMED_MAX, Usage, Worker};
 
+/// By which the kernel ends whoever has no memory.
+const SIGKILL: u8 = 9;
+
 impl Worker {
     /// A request in the seed's words alone: chunk 0 of 1, answered to its giver, unknown to masters.
     pub(super) fn on_seed_request(
@@ -213,6 +216,7 @@ fn result(end: RunEnd, usage: Usage, at: WallTime, stop: Stop) -> ChunkResult {
     let (exit_code, signal) = match end {
         RunEnd::Code(code) | RunEnd::NotStarted { exit_code: code } => (Some(code), None),
         RunEnd::Signal(signal) => (None, Some(signal)),
+        RunEnd::OutOfMemory => (None, Some(SIGKILL)),
     };
     let cause = match (stop, end) {
         // Also when it ended by itself in its grace: it had its time.
@@ -220,6 +224,7 @@ fn result(end: RunEnd, usage: Usage, at: WallTime, stop: Stop) -> ChunkResult {
         (Stop::No | Stop::Canceled, RunEnd::Code(0)) => Cause::None,
         (Stop::No | Stop::Canceled, RunEnd::Code(_) | RunEnd::NotStarted { .. }) => Cause::Exit,
         (Stop::No | Stop::Canceled, RunEnd::Signal(_)) => Cause::Signal,
+        (Stop::No | Stop::Canceled, RunEnd::OutOfMemory) => Cause::Oom,
     };
     ChunkResult {
         started_at: WallTime(at.0.saturating_sub(usage.duration_us)),

@@ -119,6 +119,8 @@ impl Settings {
 pub enum RunEnd {
     Code(u8),
     Signal(u8),
+    /// The kernel killed it, or another of its processes, for want of memory.
+    OutOfMemory,
     /// It could not be started: 127 = not found, 126 = not startable.
     NotStarted {
         exit_code: u8,

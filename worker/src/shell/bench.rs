@@ -15,11 +15,13 @@ use super::directory::{Directory, Found, look, make_empty, make_empty_by_force};
 use super::outbox::{Kept, Piece};
 use super::sweep::Sweeper;
 use crate::core::{Order, SlotIndex, Take};
-use crate::slot::{SlotEvent, SlotLink, Start, WORKER_EXECUTABLE};
+use crate::slot::{Groups, SlotEvent, SlotLink, Start, WORKER_EXECUTABLE};
 
 /// Standard output and error up to this are kept in memory until they are confirmed, in bytes.
 const READ_SIZE_MAX: u64 = 16 * 1024;
-/// So often in a row may the process of a slot die before the worker gives up.
+/// So often in a row may the process of a slot die before it has come to take a run. A machine where that happens can
+/// run nothing: the worker gives up, and others get its chunks. What runs there and kills its slot's process counts for
+/// nothing, or one bad job would end worker after worker.
 const DEATHS_MAX: u32 = 5;
 /// Slots that are looked at in one go.
 const READY_MAX: usize = 64;
@@ -35,6 +37,8 @@ pub(super) struct Current {
     pub(super) foreign_directory: Option<PathBuf>,
     /// Why it was not started.
     pub(super) not_started: Option<String>,
+    /// Told at the end of its standard error.
+    pub(super) note: Option<String>,
     /// How often the machine had no room to start it.
     pub(super) tries: u32,
 }
@@ -48,7 +52,7 @@ pub(super) struct Bench {
     pub(super) current: Option<Current>,
     /// Its directories are as a program is to find them.
     is_clean: bool,
-    /// How often in a row its process died.
+    /// How often in a row its process died before it could take a run.
     deaths: u32,
 }
 
@@ -60,10 +64,12 @@ pub(super) struct Benches {
     /// Held while a program is written and while a slot process is started: a child that is just being made has a copy of
     /// the open file, and a file open for writing cannot be run.
     gate: Arc<Mutex<()>>,
+    /// Goes last, when no slot's process is left.
+    groups: Groups,
 }
 
 impl Benches {
-    pub(super) fn new(gate: Arc<Mutex<()>>) -> io::Result<Self> {
+    pub(super) fn new(gate: Arc<Mutex<()>>, groups: Groups) -> io::Result<Self> {
         // SAFETY: plain system call.
         let poll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if poll < 0 {
@@ -71,7 +77,7 @@ impl Benches {
         }
         // SAFETY: the descriptor is new and nobody else owns it.
         let poll = unsafe { OwnedFd::from_raw_fd(poll) };
-        Ok(Self { poll, benches: BTreeMap::new(), gate })
+        Ok(Self { poll, benches: BTreeMap::new(), gate, groups })
     }
 
     /// The slot; it need not be ready to start anything.
@@ -96,7 +102,7 @@ impl Benches {
             bench.clean(sweeper)?;
         }
         if bench.link.is_none() {
-            let link = self.spawn()?;
+            let link = self.spawn(slot)?;
             // The socket of one that died left the poll when it was closed.
             self.watch(slot, &link, libc::EPOLL_CTL_ADD)?;
             self.at(slot).link = Some(link);
@@ -104,9 +110,10 @@ impl Benches {
         Ok(())
     }
 
-    fn spawn(&self) -> io::Result<SlotLink> {
+    fn spawn(&self, slot: SlotIndex) -> io::Result<SlotLink> {
+        let group = self.groups.slot(slot)?;
         let _gate = self.gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        SlotLink::spawn(Path::new(WORKER_EXECUTABLE))
+        SlotLink::spawn(Path::new(WORKER_EXECUTABLE), group)
     }
 
     /// Starts a run in its slot, which is ready. False = what it is to be told is too long for any program.
@@ -150,10 +157,10 @@ impl Benches {
             while let Some(said) = bench.link.as_mut().and_then(SlotLink::try_recv) {
                 match &said {
                     SlotEvent::Reported(_) => bench.deaths = 0,
-                    SlotEvent::Died { .. } => {
+                    SlotEvent::Died { is_stillborn, .. } => {
                         // At once: what is heard of other slots first may start something here.
                         bench.link = None;
-                        bench.deaths += 1;
+                        bench.deaths = if *is_stillborn { bench.deaths + 1 } else { 0 };
                         if bench.deaths > DEATHS_MAX {
                             return Err(io::Error::other(format!("the process of slot {slot} dies again and again")));
                         }
@@ -214,6 +221,9 @@ impl Bench {
             // A full disk, most likely. The chunk must not count as done without its outputs.
             tracing::error!(run = kept.run, %error, "outputs could not be put aside");
             kept.failure = Some(format!("the outputs could not be put aside: {error}"));
+        }
+        if take != Take::Nothing {
+            kept.stderr.extend(current.note.map(|note| Piece::Bytes(format!("zg: {note}\n").into_bytes())));
         }
         let is_empty = kept.stdout.is_empty() && kept.stderr.is_empty() && kept.out.is_none() && kept.work.is_none();
         if is_empty && kept.failure.is_none() { None } else { Some(kept) }

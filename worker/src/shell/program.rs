@@ -73,6 +73,7 @@ impl Surroundings {
             stdin: path(stdin)?,
             stdout: path(slot.join("spool/stdout"))?,
             stderr: path(slot.join("spool/stderr"))?,
+            memory: spec.memory,
         })
     }
 

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use libc::pid_t;
 
-use super::{Command, RUNS_MAX, Report, Start, TooLong, first_frame, frame_size, now, tree};
+use super::group::Memory;
+use super::{Command, Ended, Group, RUNS_MAX, Report, Start, TooLong, first_frame, frame_size, now, tree};
 
 /// The running executable, also after its file has been replaced by a newer one.
 pub const WORKER_EXECUTABLE: &str = "/proc/self/exe";
@@ -32,6 +33,10 @@ pub enum SlotEvent {
     Died {
         unfinished: Vec<u64>,
         status: ExitStatus,
+        /// It never came to take a command: not what it ran ended it.
+        is_stillborn: bool,
+        /// The kernel killed it, or what it ran, for want of memory.
+        is_out_of_memory: bool,
     },
 }
 
@@ -46,6 +51,9 @@ pub struct SlotLink {
     /// Runs given to the slot process and not yet reported as ended; at most RUNS_MAX.
     unfinished: BTreeSet<u64>,
     state: State,
+    group: Option<Group>,
+    memory: Option<Memory>,
+    is_ready: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,13 +66,15 @@ enum State {
 }
 
 impl SlotLink {
-    /// Starts a slot process from a worker's executable, in general [`WORKER_EXECUTABLE`].
-    pub fn spawn(executable: &Path) -> io::Result<SlotLink> {
+    /// Starts a slot process from a worker's executable, in general [`WORKER_EXECUTABLE`]; with a group, inside it.
+    pub fn spawn(executable: &Path, group: Option<Group>) -> io::Result<SlotLink> {
+        let memory = group.as_ref().map_or(Ok(None), Group::memory)?;
         // Both ends close on exec; the child gets its own as standard input and finds nothing else open.
         let (socket, other) = UnixStream::pair()?;
         socket.set_nonblocking(true)?;
         let child = std::process::Command::new(executable)
             .arg("slot")
+            .args(group.iter().flat_map(Group::directories))
             .stdin(Stdio::from(OwnedFd::from(other)))
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
@@ -77,6 +87,9 @@ impl SlotLink {
             reports: VecDeque::new(),
             unfinished: BTreeSet::new(),
             state: State::Open,
+            group,
+            memory,
+            is_ready: false,
         })
     }
 
@@ -124,8 +137,19 @@ impl SlotLink {
         }
         if let Some(report) = self.reports.pop_front() {
             match &report {
+                Report::Ready => {
+                    self.is_ready = true;
+                    return self.try_recv();
+                }
                 Report::Started { .. } => (),
-                Report::Exited { run, .. } | Report::Failed { run, .. } => {
+                Report::Exited { run, ended, .. } => {
+                    self.unfinished.remove(run);
+                    // What has been told is not told again by the death.
+                    if *ended == Ended::OutOfMemory {
+                        self.memory.as_mut().map(Memory::has_killed);
+                    }
+                }
+                Report::Failed { run, .. } => {
                     self.unfinished.remove(run);
                 }
             }
@@ -137,7 +161,8 @@ impl SlotLink {
                 self.state = State::Reaped;
                 let status = self.bury();
                 let unfinished = std::mem::take(&mut self.unfinished).into_iter().collect();
-                Some(SlotEvent::Died { unfinished, status })
+                let is_out_of_memory = self.memory.as_mut().is_some_and(Memory::has_killed);
+                Some(SlotEvent::Died { unfinished, status, is_stillborn: !self.is_ready, is_out_of_memory })
             }
         }
     }
@@ -222,7 +247,10 @@ impl SlotLink {
     fn bury(&mut self) -> ExitStatus {
         // Fails only if it is dead already. Its number stays its own, and so does its session's, until it is reaped.
         let _ = self.child.kill();
-        tree::kill_session(pid_t::try_from(self.child.id()).expect("a process id is a positive pid_t"));
+        match &self.group {
+            Some(group) => group.kill(),
+            None => tree::kill_session(pid_t::try_from(self.child.id()).expect("a process id is a positive pid_t")),
+        }
         self.child.wait().expect("a child that nobody else reaps can be waited for")
     }
 }

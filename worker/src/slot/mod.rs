@@ -7,22 +7,26 @@
 //! the cpu time of all of them and kill all of them. When the link closes, because the worker closed it or died, it
 //! kills what runs and exits: `kill -9` of a worker leaves no orphan.
 //!
-//! No cgroup is used yet: the subreaper and a walk over `/proc` find every process of a run, and a cgroup created per
-//! run would cost 25 to 35 % of the run rate.
+//! The subreaper and a walk over `/proc` find every process of a run. Beside that the slot process sits in a control
+//! group of its own (`group.rs`), where the machine lets it: that bounds memory, and finds what was started when the slot
+//! process itself was killed. The group belongs to the slot: one created per run would cost 25 to 35 % of the run rate.
 //!
 //! The link is a socket pair. Each frame is a length, a kind, the run it is about, and a body, all little-endian:
 //!
 //! ```text
 //! u32 length of what follows | u8 kind | u64 run | body
-//!   1 Start      u32 arguments | u32 variables | program, directory, stdin, stdout, stderr, arguments.., variables..
-//!                (each string ends in a NUL)
+//!   1 Start      u64 memory | u32 arguments | u32 variables | program, directory, stdin, stdout, stderr, arguments..,
+//!                variables.. (each string ends in a NUL)
 //!   2 Terminate  -
 //!   3 Kill       -
+//!  16 Ready      - (the run is 0)
 //!  17 Started    u32 pid
-//!  18 Exited     u8 0 = exited, 1 = killed | i32 exit code or signal | u64 cpu_us | u64 rss_max_bytes | u64 duration_us
+//!  18 Exited     u8 0 = exited, 1 = killed, 2 = no memory | i32 exit code or signal or 0 | u64 cpu_us |
+//!                u64 rss_max_bytes | u64 duration_us | u64 memory_peak_bytes
 //!  19 Failed     i32 exit code | i32 errno | message (UTF-8, to the end)
 //! ```
 
+pub mod group;
 mod link;
 pub mod process;
 mod spawn;
@@ -30,6 +34,7 @@ mod tree;
 
 use std::ffi::{CStr, CString};
 
+pub use group::{Group, Groups};
 pub use link::{SlotEvent, SlotLink, WORKER_EXECUTABLE};
 
 /// The longest frame. The kernel takes at most 6 MiB of arguments and environment together.
@@ -66,6 +71,8 @@ pub struct Start {
     pub stdout: CString,
     /// The slot's spool file for standard error; created or emptied; may be the same file as `stdout`.
     pub stderr: CString,
+    /// What all its processes together may use of memory, in bytes; 0 = no limit of its own.
+    pub memory: u64,
 }
 
 /// What the worker tells a slot process.
@@ -86,13 +93,19 @@ pub enum Ended {
     Code(i32),
     /// This signal killed it.
     Signal(i32),
+    /// The kernel killed it, or another process of the run, for want of memory.
+    OutOfMemory,
 }
 
-/// What a slot process tells the worker. Each run ends in exactly one `Exited` or `Failed`.
+/// What a slot process tells the worker: first that it is ready; then each run ends in exactly one `Exited` or `Failed`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
+    Ready,
     /// The program runs. Told together with the end when that follows within a millisecond.
-    Started { run: u64, pid: u32 },
+    Started {
+        run: u64,
+        pid: u32,
+    },
     /// The main process ended, and nothing is left of the run.
     Exited {
         run: u64,
@@ -105,6 +118,8 @@ pub enum Report {
         rss_max_bytes: u64,
         /// From just before the start to the end of the main process, by the monotonic clock.
         duration_us: u64,
+        /// The most that all processes of the run used together, if it had a limit and ran out of memory; else 0.
+        memory_peak_bytes: u64,
     },
     /// The program was not started: `exit_code` is 127 if it does not exist and 126 otherwise, as in a shell.
     Failed {
@@ -225,12 +240,13 @@ impl Command {
     pub fn append_to(&self, buffer: &mut Vec<u8>) -> Result<(), TooLong> {
         match self {
             Command::Start(start) => {
-                let size = 17 + start.strings().map(|string| string.count_bytes() + 1).sum::<usize>();
+                let size = 25 + start.strings().map(|string| string.count_bytes() + 1).sum::<usize>();
                 if size > FRAME_SIZE_MAX {
                     return Err(TooLong { size });
                 }
                 append_frame(buffer, Self::START, start.run, |body| {
                     // Each string takes at least a byte, so their numbers are below FRAME_SIZE_MAX too.
+                    body.extend_from_slice(&start.memory.to_le_bytes());
                     body.extend_from_slice(&(start.arguments.len() as u32).to_le_bytes());
                     body.extend_from_slice(&(start.variables.len() as u32).to_le_bytes());
                     for string in start.strings() {
@@ -251,9 +267,11 @@ impl Command {
         let run = fields.u64()?;
         let command = match kind {
             Self::START => {
+                let memory = fields.u64()?;
                 let (arguments, variables) = (fields.u32()?, fields.u32()?);
                 Command::Start(Start {
                     run,
+                    memory,
                     program: fields.string()?,
                     directory: fields.string()?,
                     stdin: fields.string()?,
@@ -273,32 +291,28 @@ impl Command {
 }
 
 impl Report {
+    const READY: u8 = 16;
     const STARTED: u8 = 17;
     const EXITED: u8 = 18;
     const FAILED: u8 = 19;
 
-    /// The run this report is about.
-    pub fn run(&self) -> u64 {
-        match self {
-            Report::Started { run, .. } | Report::Exited { run, .. } | Report::Failed { run, .. } => *run,
-        }
-    }
-
     /// Appends this report's frame.
     pub fn append_to(&self, buffer: &mut Vec<u8>) {
         match self {
+            Report::Ready => append_frame(buffer, Self::READY, 0, |_| ()),
             Report::Started { run, pid } => {
                 append_frame(buffer, Self::STARTED, *run, |body| body.extend_from_slice(&pid.to_le_bytes()));
             }
-            Report::Exited { run, ended, cpu_us, rss_max_bytes, duration_us } => {
+            Report::Exited { run, ended, cpu_us, rss_max_bytes, duration_us, memory_peak_bytes } => {
                 append_frame(buffer, Self::EXITED, *run, |body| {
                     let (how, value) = match ended {
                         Ended::Code(code) => (0, *code),
                         Ended::Signal(signal) => (1, *signal),
+                        Ended::OutOfMemory => (2, 0),
                     };
                     body.push(how);
                     body.extend_from_slice(&value.to_le_bytes());
-                    for number in [cpu_us, rss_max_bytes, duration_us] {
+                    for number in [cpu_us, rss_max_bytes, duration_us, memory_peak_bytes] {
                         body.extend_from_slice(&number.to_le_bytes());
                     }
                 });
@@ -319,15 +333,18 @@ impl Report {
         let kind = fields.u8()?;
         let run = fields.u64()?;
         let report = match kind {
+            Self::READY => Report::Ready,
             Self::STARTED => Report::Started { run, pid: fields.u32()? },
             Self::EXITED => {
                 let ended = match (fields.u8()?, fields.i32()?) {
                     (0, code) => Ended::Code(code),
                     (1, signal) => Ended::Signal(signal),
+                    (2, 0) => Ended::OutOfMemory,
                     _ => return Err(Malformed),
                 };
                 let (cpu_us, rss_max_bytes, duration_us) = (fields.u64()?, fields.u64()?, fields.u64()?);
-                Report::Exited { run, ended, cpu_us, rss_max_bytes, duration_us }
+                let memory_peak_bytes = fields.u64()?;
+                Report::Exited { run, ended, cpu_us, rss_max_bytes, duration_us, memory_peak_bytes }
             }
             Self::FAILED => {
                 let (exit_code, errno) = (fields.i32()?, fields.i32()?);
@@ -359,6 +376,7 @@ mod tests {
             stdin: string(b"/dev/null"),
             stdout: string(b"/tmp/out"),
             stderr: string(b"/tmp/err"),
+            memory: 1 << 40,
         }
     }
 
@@ -380,9 +398,11 @@ mod tests {
 
     #[test]
     fn reports_come_back_as_they_were_sent() {
-        let exited = |ended| Report::Exited { run: 2, ended, cpu_us: 3, rss_max_bytes: 4, duration_us: 5 };
+        let exited =
+            |ended| Report::Exited { run: 2, ended, cpu_us: 3, rss_max_bytes: 4, duration_us: 5, memory_peak_bytes: 6 };
         let failed = Report::Failed { run: 6, exit_code: 127, errno: 2, message: "no such program: ü".to_owned() };
-        let reports = [Report::Started { run: 1, pid: 99 }, exited(Ended::Code(-1)), exited(Ended::Signal(9)), failed];
+        let ends = [Ended::Code(-1), Ended::Signal(9), Ended::OutOfMemory].map(exited);
+        let reports = [Report::Ready, Report::Started { run: 1, pid: 99 }, failed].into_iter().chain(ends);
         for report in reports {
             let mut buffer = Vec::new();
             report.append_to(&mut buffer);

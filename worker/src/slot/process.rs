@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use libc::{pid_t, sigset_t};
 
-use super::spawn::{Launcher, NotStarted};
+use super::group::{Group, Memory, Victim};
+use super::spawn::{EXIT_CODE_NOT_STARTABLE, Launcher, NotStarted};
 use super::tree::{self, Tree};
 use super::{Command, Ended, Malformed, RUNS_MAX, Report, Start, first_frame, frame_size, now};
 
@@ -33,17 +34,26 @@ const KILL_LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How much nicer than the worker programs are, so that full slots do not starve heartbeats.
 const NICENESS: i32 = 5;
 
+/// How often a run with a limit is asked whether it ran out of memory: a victim further down the tree is nobody's child
+/// here, and what is left must not go on without it.
+const MEMORY_LOOK: Duration = Duration::from_millis(200);
+
 /// What is read at once, in bytes; all of an ordinary `Start`.
 const READ_SIZE: usize = 4 * 1024;
 
-/// Serves the link on standard input until it closes, then leaves nothing of what it started.
-pub fn run() -> ! {
+/// Serves the link on standard input until it closes, then leaves nothing of what it started, nor of its own group.
+pub fn run(group: Option<&Group>) -> ! {
     let served = prepare().and_then(|link| {
-        let mut slot = Slot::new(link)?;
-        let served = slot.serve();
+        group.map_or(Ok(()), Group::enter)?;
+        let mut slot = Slot::new(link, group.map_or(Ok(None), Group::memory)?)?;
+        slot.tell(&Report::Ready);
+        let served = slot.flush().and_then(|_| slot.serve());
         slot.end_tree();
         served
     });
+    if let Some(group) = group {
+        group.leave();
+    }
     match served {
         Ok(()) => std::process::exit(0),
         Err(error) => {
@@ -60,6 +70,8 @@ struct Running {
     started: Instant,
     cpu_us: u64,
     rss_max_bytes: u64,
+    has_limit: bool,
+    is_out_of_memory: bool,
     /// How the main process ended and after how many microseconds, once it has.
     ended: Option<(Ended, u64)>,
 }
@@ -67,6 +79,9 @@ struct Running {
 struct Slot {
     link: UnixStream,
     launcher: Launcher,
+    /// `None` = memory is not bounded here.
+    memory: Option<Memory>,
+    victim: Option<Victim>,
     /// Blocks everything but SIGCHLD: in force exactly while the loop waits, so no end of a child is missed.
     waiting_mask: sigset_t,
     incoming: Vec<u8>,
@@ -80,10 +95,12 @@ struct Slot {
 }
 
 impl Slot {
-    fn new(link: UnixStream) -> io::Result<Slot> {
+    fn new(link: UnixStream, memory: Option<Memory>) -> io::Result<Slot> {
         Ok(Slot {
             link,
             launcher: Launcher::new()?,
+            memory,
+            victim: Victim::open(),
             waiting_mask: all_signals_but(Some(libc::SIGCHLD)),
             incoming: Vec::new(),
             outgoing: Vec::new(),
@@ -99,11 +116,16 @@ impl Slot {
         loop {
             // What is still here was held back in the turn before.
             let is_held = !self.outgoing.is_empty();
-            let is_readable = self.wait(true, is_held.then_some(STARTED_DELAY))?;
+            let looks = self.running.as_ref().is_some_and(|running| running.has_limit);
+            let timeout = is_held.then_some(STARTED_DELAY).or(looks.then_some(MEMORY_LOOK));
+            let is_readable = self.wait(true, timeout)?;
             if is_readable && !self.receive()? {
                 return Ok(());
             }
             self.reap();
+            if looks && self.has_run_out_of_memory() {
+                self.end_tree();
+            }
             self.advance();
             if (is_held || self.is_urgent) && !self.flush()? {
                 return Ok(());
@@ -184,7 +206,7 @@ impl Slot {
         let Some(position) = self.waiting.iter().position(|start| start.run == run) else { return };
         self.waiting.remove(position);
         let ended = Ended::Signal(signal);
-        self.tell(&Report::Exited { run, ended, cpu_us: 0, rss_max_bytes: 0, duration_us: 0 });
+        self.tell(&Report::Exited { run, ended, cpu_us: 0, rss_max_bytes: 0, duration_us: 0, memory_peak_bytes: 0 });
     }
 
     /// Ends the run whose main process has ended, and starts the next.
@@ -206,9 +228,27 @@ impl Slot {
         let started = now();
         // A stray may hold the last run's spool files and write to them when it comes loose.
         let fresh_files = !self.strays.is_empty();
-        match self.launcher.launch(start, fresh_files) {
+        if let Some(memory) = &mut self.memory
+            && let Err(error) = memory.limit(start.memory)
+        {
+            // Most likely less than is in use already: files in memory that an earlier run left, or not even a start.
+            let message = format!("cannot bound memory to {} bytes: {error}", start.memory);
+            let errno = error.raw_os_error().unwrap_or_default();
+            return self.tell(&Report::Failed { run, exit_code: EXIT_CODE_NOT_STARTABLE, errno, message });
+        }
+        let has_limit = self.memory.is_some() && start.memory > 0;
+        match Victim::born(self.victim.as_ref(), || self.launcher.launch(start, fresh_files)) {
             Ok(main) => {
-                self.running = Some(Running { run, main, started, cpu_us: 0, rss_max_bytes: 0, ended: None });
+                self.running = Some(Running {
+                    run,
+                    main,
+                    started,
+                    cpu_us: 0,
+                    rss_max_bytes: 0,
+                    has_limit,
+                    is_out_of_memory: false,
+                    ended: None,
+                });
                 self.tell(&Report::Started { run, pid: main.unsigned_abs() });
             }
             Err(NotStarted { exit_code, errno, message }) => {
@@ -218,12 +258,31 @@ impl Slot {
     }
 
     fn finish(&mut self) {
+        let is_out_of_memory = self.has_run_out_of_memory();
+        let mut memory_peak_bytes = 0;
+        if is_out_of_memory && let Some(memory) = &mut self.memory {
+            memory_peak_bytes = memory.peak();
+            // Files in memory may fill the group, and then this process would be the next victim.
+            if let Err(error) = memory.limit(0) {
+                eprintln!("zg-worker slot: cannot lift the limit of memory: {error}");
+            }
+        }
         self.end_tree();
-        let Some(Running { run, cpu_us, rss_max_bytes, ended: Some((ended, duration_us)), .. }) = self.running.take()
+        let Some(Running { run, cpu_us, rss_max_bytes, has_limit, ended: Some((ended, duration_us)), .. }) =
+            self.running.take()
         else {
             unreachable!("the caller saw that the main process has ended, and end_tree would have seen to it");
         };
-        self.tell(&Report::Exited { run, ended, cpu_us, rss_max_bytes, duration_us });
+        let ended = if is_out_of_memory { Ended::OutOfMemory } else { ended };
+        let memory_peak_bytes = if has_limit { memory_peak_bytes } else { 0 };
+        self.tell(&Report::Exited { run, ended, cpu_us, rss_max_bytes, duration_us, memory_peak_bytes });
+    }
+
+    /// Whether the kernel has killed a process of the run for want of memory.
+    fn has_run_out_of_memory(&mut self) -> bool {
+        let (Some(running), Some(memory)) = (&mut self.running, &mut self.memory) else { return false };
+        running.is_out_of_memory |= memory.has_killed();
+        running.is_out_of_memory
     }
 
     /// Kills and reaps everything that was started, the main process too if it still runs.
@@ -287,7 +346,7 @@ impl Slot {
 
     fn tell(&mut self, report: &Report) {
         match report {
-            Report::Started { .. } => (),
+            Report::Ready | Report::Started { .. } => (),
             Report::Exited { .. } | Report::Failed { .. } => self.is_urgent = true,
         }
         report.append_to(&mut self.outgoing);

@@ -24,7 +24,7 @@ const PATH_DEFAULT: &[u8] = b"/bin:/usr/bin";
 const SHELL: &CStr = c"/bin/sh";
 
 const EXIT_CODE_NOT_FOUND: i32 = 127;
-const EXIT_CODE_NOT_STARTABLE: i32 = 126;
+pub(super) const EXIT_CODE_NOT_STARTABLE: i32 = 126;
 
 /// Why a program did not start.
 #[derive(Debug)]

@@ -129,8 +129,13 @@ impl Site {
         self.dir.path().join(name)
     }
 
+    /// The worker's own uuid.
+    pub fn node(&self) -> String {
+        std::fs::read_to_string(self.path("node")).expect("it was written")
+    }
+
     fn start(&self, more: &str) -> Running {
-        let node = std::fs::read_to_string(self.path("node")).expect("it was written");
+        let node = self.node();
         let settings = format!(
             "dir = 'data'\nname = 'w'\nnode = '{node}'\ncertificate = 'worker.key_secret'\nslots = 2\n\
              kill_grace_ms = 300\n{more}\n"
@@ -139,6 +144,8 @@ impl Site {
         let mut child = Command::new(env!("CARGO_BIN_EXE_zg-worker"))
             .arg(self.path("worker.toml"))
             .env("ZG_LOG", "warn")
+            // Not there, unless a test makes it.
+            .env("LD_LIBRARY_PATH", self.path("lib"))
             .stdout(Stdio::piped())
             .spawn()
             .expect("it starts");
@@ -155,7 +162,12 @@ impl Site {
 
     /// A worker of a whole cluster.
     pub fn start_in_cluster(&mut self) -> Running {
-        let running = self.start(&format!("masters = {}", self.master.server()));
+        self.start_in_cluster_with("")
+    }
+
+    /// The same with more settings.
+    pub fn start_in_cluster_with(&mut self, more: &str) -> Running {
+        let running = self.start(&format!("{more}\nmasters = {}", self.master.server()));
         (self.worker, self.sequence) = (None, 0);
         let boot = self.boot;
         self.until("a new boot's inventory", |site| site.worker.is_some() && site.boot != boot);
@@ -446,6 +458,13 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The directories of a worker's control groups in all trees.
+pub fn groups_of(node: impl std::fmt::Display) -> Vec<PathBuf> {
+    let found = Command::new("find").arg("/sys/fs/cgroup").args(["-name", &format!("zg-{node}")]).output();
+    let found = String::from_utf8(found.expect("find is there").stdout).expect("text");
+    found.lines().map(PathBuf::from).collect()
 }
 
 /// Whether a process runs (one that nobody has waited for yet does not).
