@@ -9,7 +9,7 @@ use crate::client::Plan;
 use crate::network::{Envelope, Host};
 use crate::process::RunEntry;
 use crate::seed;
-use crate::shell::{LoadBalancerShell, Process, WorkerShell};
+use crate::shell::{LoadBalancerShell, MasterShell, Process, WorkerShell};
 use crate::world::{Change, FilterId, LOAD_BALANCER, MASTER, STORAGE, Sent, Settings, World};
 
 /// The machines besides workers and clients.
@@ -166,6 +166,14 @@ impl Cluster {
         match self.world.machine(LOAD_BALANCER).process.as_ref() {
             Some(Process::LoadBalancer(shell)) => Some(shell),
             Some(_) => unreachable!("it is a load balancer"),
+            None => None,
+        }
+    }
+
+    pub fn master(&self) -> Option<&MasterShell> {
+        match self.world.machine(MASTER).process.as_ref() {
+            Some(Process::Master(shell)) => Some(shell),
+            Some(_) => unreachable!("it is a master"),
             None => None,
         }
     }

@@ -42,6 +42,16 @@ impl MasterDisk {
         self.busy_until
     }
 
+    /// True when the oldest write is one that the core is told of when it finds no room.
+    pub fn persists_next(&self) -> bool {
+        matches!(self.pending.front(), Some(Write::Persist(_)))
+    }
+
+    /// True when the oldest write is a snapshot.
+    pub fn saves_next(&self) -> bool {
+        matches!(self.pending.front(), Some(Write::Snapshot { .. }))
+    }
+
     /// The oldest write is done.
     pub fn perform(&mut self) -> Written {
         match self.pending.pop_front().expect("what is due was asked for") {

@@ -56,7 +56,10 @@ impl MasterShell {
     pub fn due(&mut self, _number: u64, outside: &mut Outside<'_>) {
         if outside.is_disk_full {
             outside.after(FULL_DISK_PAUSE, 0);
-            return self.step(Event::DiskFull, outside);
+            if self.disk.persists_next() {
+                self.step(Event::DiskFull, outside);
+            }
+            return;
         }
         match self.disk.perform() {
             Written::Persist(ticket) => self.step(Event::Persisted { ticket }, outside),
