@@ -13,6 +13,7 @@
 //! # kill_grace_ms = 2000                   # from SIGTERM to SIGKILL
 //! # stage_timeout_ms = 600000              # how long the inputs of a job are tried to be had
 //! # output_size_max = 68719476736          # bytes that one chunk may keep, unless its job says
+//! # free_bytes_min = 134217728             # below that much free disk nothing starts, and what fills it is ended
 //! # cache_size_max = 68719476736           # bytes of input files that a start finds and keeps; above, it begins anew
 //! # groups = true                          # false = no control groups, so no limits of memory
 //!
@@ -66,6 +67,8 @@ pub struct Config {
     pub cache_size_max: u64,
     #[serde(default = "groups")]
     pub groups: bool,
+    #[serde(default = "free_bytes_min")]
+    pub free_bytes_min: u64,
     #[serde(default)]
     pub masters: Vec<Server>,
     #[serde(default)]
@@ -92,6 +95,10 @@ fn cache_size_max() -> u64 {
 
 fn groups() -> bool {
     true
+}
+
+fn free_bytes_min() -> u64 {
+    node::disk::WORKER_FREE_BYTES_MIN
 }
 
 impl Config {
@@ -124,7 +131,7 @@ mod tests {
         std::fs::write(&path, example(0)).expect("written");
         let config = Config::load(&path).expect("it reads");
         assert_eq!((config.name.as_str(), config.masters.len(), config.slots), ("w1", 1, None));
-        assert_eq!(config.kill_grace, Duration::from_secs(2));
+        assert_eq!((config.kill_grace, config.free_bytes_min), (Duration::from_secs(2), 134_217_728));
         assert_eq!(config.certificate, dir.path().join("keys/w1.key_secret"));
 
         let by_hand = format!("dir = 'w'\nname = 'w'\ncertificate = 'k'\nslots = 1\n{}", example(1));

@@ -24,6 +24,7 @@ use crate::slot::{Ended, Groups, Report, SlotEvent};
 mod bench;
 mod cache;
 mod directory;
+mod disk;
 mod glob;
 mod outbox;
 mod program;
@@ -35,12 +36,13 @@ mod upload;
 use bench::{Benches, Current};
 use cache::Cache;
 use directory::Directory;
+use disk::{DiskWatch, mebibytes};
 use outbox::Kept;
 use program::{RunOf, Surroundings};
 use stage::{Stage, Staged};
 use storage::{Ourselves, StorageList};
 use sweep::Sweeper;
-use upload::{Uploaded, Uploader};
+use upload::{OwnDisk, Uploaded, Uploader};
 
 const EVENTS_PER_TURN_MAX: usize = 256;
 /// Reports of helpers that wait for the loop.
@@ -113,9 +115,16 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         gate: gate.clone(),
     };
     let stager = stage.start(&staged_tx).map_err(ShellError::Thread)?;
-    let uploader =
-        Uploader::start(ourselves, storage.clone(), surroundings.clone(), config.output_size_max, uploaded_tx)
-            .map_err(ShellError::Thread)?;
+    let own_disk = OwnDisk { root: config.dir.clone(), free_bytes_min: config.free_bytes_min };
+    let uploader = Uploader::start(
+        ourselves,
+        storage.clone(),
+        surroundings.clone(),
+        config.output_size_max,
+        own_disk,
+        uploaded_tx,
+    )
+    .map_err(ShellError::Thread)?;
     let mut sweeper = Sweeper::start(directory.trash()).map_err(ShellError::Thread)?;
     let groups = match config.groups.then(|| Groups::open(identity.node)) {
         Some(Ok(groups)) => groups,
@@ -143,6 +152,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         fixed,
         links: BTreeMap::new(),
         directory,
+        disk: DiskWatch::new(config.dir.clone(), config.free_bytes_min),
         benches,
         sweeper,
         surroundings,
@@ -247,6 +257,7 @@ struct Shell {
     fixed: Vec<Server>,
     links: BTreeMap<PeerId, Link>,
     directory: Directory,
+    disk: DiskWatch,
     benches: Benches,
     sweeper: Sweeper,
     surroundings: Arc<Surroundings>,
@@ -269,9 +280,13 @@ struct Shell {
 impl Shell {
     fn turn(&mut self) -> Result<(), ShellError> {
         let late = self.late.values().map(|(due, _)| *due);
-        let deadline = self.core.next_deadline().into_iter().chain(late).min();
+        let look = (self.benches.is_busy() || self.disk.is_low()).then_some(self.disk.due);
+        let deadline = self.core.next_deadline().into_iter().chain(late).chain(look).min();
         self.endpoint.wait_with(deadline, Some(self.benches.as_fd()));
         self.now = self.clock.now();
+        if self.disk.due <= self.now {
+            self.look_at_disk()?;
+        }
         // First what ended: it makes room for what has come.
         for (slot, event) in self.benches.hear().map_err(ShellError::Slot)? {
             self.on_slot_event(slot, event)?;
@@ -347,6 +362,10 @@ impl Shell {
                         RunEnd::OutOfMemory
                     }
                 };
+                if end != RunEnd::Code(0) {
+                    // It may have failed because it had filled the disk.
+                    self.look_at_disk()?;
+                }
                 let usage = Usage { duration_us, cpu_us, max_rss_kib: rss_max_bytes / 1024 };
                 self.exited(run, end, usage)
             }
@@ -386,6 +405,38 @@ impl Shell {
         };
         tracing::info!(slot, run, note, "out of memory");
         current.note = Some(note);
+    }
+
+    /// Looks how much room there is. Of a disk that is almost full the run goes that holds most, one at a time, and the next
+    /// only when the room of the last is there.
+    fn look_at_disk(&mut self) -> Result<(), ShellError> {
+        let was_low = self.disk.is_low();
+        self.disk.look(self.now);
+        let is_low = self.disk.is_low();
+        let (free, free_bytes_min) = (self.disk.free_bytes, self.disk.free_bytes_min);
+        if is_low != was_low {
+            if is_low {
+                tracing::error!(free, free_bytes_min, "the disk is almost full: nothing starts until it has room");
+            } else {
+                tracing::info!(free, free_bytes_min, "the disk has room again");
+            }
+            self.step(Event::DiskLow { is_low })?;
+        }
+        if !is_low || self.sweeper.is_busy() {
+            return Ok(());
+        }
+        let is_to_blame = |(_, held): &(SlotIndex, u64)| *held >= self.disk.blame_min();
+        let Some((slot, held)) = self.benches.fullest().filter(is_to_blame) else { return Ok(()) };
+        let current = self.benches.at(slot).current.as_mut().expect("the fullest slot is in use");
+        let run = current.run;
+        let [held, free, least] = [held, free, free_bytes_min].map(mebibytes);
+        let why = format!(
+            "this run filled the disk of its worker and was ended: it held {held}, {free} were free, and {least} have to \
+             be. Only the beginnings of its standard output and error are kept"
+        );
+        tracing::error!(job = %current.order.job, chunk = current.chunk, slot, run, why);
+        current.overfull = Some(why);
+        self.step(Event::Overfull { run })
     }
 
     /// A program was not started: for a reason of its own, or because the machine has no room for a process now.
@@ -543,6 +594,7 @@ impl Shell {
             not_started: None,
             note: None,
             tries: 0,
+            overfull: None,
         });
         self.try_start(slot);
     }

@@ -199,3 +199,42 @@ fn seed_jobs_are_no_business_of_load_balancers_and_masters() {
     assert!(worker.tick().iter().all(|word| word.contains("idle")));
     assert!(worker.assign_as(PeerId(99), 0, 0, job(J1), 0, 1, 1)[0].contains("not_allowed"));
 }
+
+#[test]
+fn a_run_that_fills_the_disk_is_killed_and_has_failed_for_policy() {
+    let mut worker = a_worker().with_one_load_balancer().build();
+    worker.assign(1, job(J1), 0, 2);
+    let (_, run) = worker.runs[&(job(J1), 0)];
+    assert_eq!(worker.step(Event::DiskLow { is_low: true }), [""; 0]);
+    assert_eq!(worker.step(Event::Overfull { run }), ["kill 0"]);
+    assert_eq!(worker.exits(job(J1), 0, RunEnd::Signal(9)), ["collect 0 Heads"]);
+    assert_eq!(worker.step(Event::Overfull { run }), [""; 0], "its slot is being cleaned");
+    assert_eq!(worker.collected(job(J1), 0, true), ["upload j1.0"]);
+    worker.uploaded(job(J1), &[0]);
+    assert!(worker.tick().contains(&"master: batch 1 j1 attempt 1: 0+1 policy with 1 files".to_owned()));
+}
+
+#[test]
+fn a_run_that_filled_the_disk_and_ended_first_has_failed_and_one_that_nobody_wants_is_only_gone() {
+    let mut worker = a_worker().with_one_load_balancer().build();
+    worker.assign(1, job(J1), 0, 2);
+    let run_of = |worker: &Bench, chunk| worker.runs[&(job(J1), chunk)].1;
+    let ended = run_of(&worker, 0);
+    worker.step(Event::Overfull { run: ended });
+    assert_eq!(worker.exits(job(J1), 0, RunEnd::Code(0)), ["collect 0 Heads"]);
+    let canceled = run_of(&worker, 1);
+    worker.step(Event::Overfull { run: canceled });
+    worker.kill(1, job(J1), 1, 1, 0);
+    assert_eq!(worker.exits(job(J1), 1, RunEnd::Signal(9)), ["collect 1 Nothing"]);
+}
+
+#[test]
+fn nothing_starts_while_the_disk_is_almost_full() {
+    let mut worker = a_worker().with_one_load_balancer().build();
+    worker.step(Event::DiskLow { is_low: true });
+    let waits = worker.assign(1, job(J1), 0, 1);
+    assert_eq!(waits, ["learn j1", "lb1: accepted 0+1 epoch 1 seen 1 credit 0"]);
+    let starts = worker.step(Event::DiskLow { is_low: false });
+    assert_eq!(starts, ["start j1.0 attempt 1 in 0"]);
+    assert_eq!(worker.tick(), ["lb1: idle credit 5"]);
+}

@@ -1,6 +1,7 @@
 //! Whole clusters of real processes, driven through `zg` as a person would; each test has its own.
 
 mod dev;
+mod disk;
 mod errors;
 mod faults;
 mod files;

@@ -17,6 +17,7 @@ const RUNS_PER_FILE_MAX: usize = 16;
 /// What the shell has put off.
 #[derive(Debug)]
 enum Later {
+    Connecting { role: Role, endpoint: String },
     Connected { role: Role, endpoint: String },
     Exited { run: u64, end: RunEnd },
     Collected { run: u64, is_kept: bool },
@@ -104,6 +105,10 @@ impl WorkerShell {
 
     pub fn due(&mut self, number: u64, outside: &mut Outside<'_>) {
         match self.later.remove(&number).expect("it is due once") {
+            Later::Connecting { role, endpoint } => {
+                let host = network::host_at(&endpoint).expect("only simulated endpoints are connected");
+                self.step(Event::Connecting { peer: network::server(host), role, endpoint: &endpoint }, outside);
+            }
             Later::Connected { role, endpoint } => {
                 let host = network::host_at(&endpoint).expect("only simulated endpoints are connected");
                 self.step(Event::Connected { peer: network::server(host), role, endpoint: &endpoint }, outside);
@@ -159,6 +164,8 @@ impl WorkerShell {
             Action::Send { to, frame } => outside.send(to, frame),
             Action::Connect { role, server } => {
                 self.endpoints.push((role, server.endpoint.clone()));
+                let connecting = Later::Connecting { role, endpoint: server.endpoint.clone() };
+                self.put_off_by(Duration::from_micros(1), connecting, outside);
                 self.put_off(100, 3_000, Later::Connected { role, endpoint: server.endpoint }, outside);
             }
             Action::Disconnect { .. } => {}
@@ -185,7 +192,7 @@ impl WorkerShell {
             }
             Action::Collect { run, take, slot: _ } => {
                 let is_kept = match take {
-                    Take::Everything | Take::Streams => self.kept.contains_key(&run),
+                    Take::Everything | Take::Streams | Take::Heads => self.kept.contains_key(&run),
                     Take::Nothing => {
                         self.kept.remove(&run);
                         false

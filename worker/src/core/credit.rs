@@ -41,8 +41,8 @@ impl Pace {
     }
 
     /// What there is room for when `live` chunks wait or run and `unconfirmed` have ended.
-    pub(super) fn credit(&self, slots: u32, live: u64, unconfirmed: usize, has_room_for_jobs: bool) -> u32 {
-        if !has_room_for_jobs {
+    pub(super) fn credit(&self, slots: u32, live: u64, unconfirmed: usize, takes_more: bool) -> u32 {
+        if !takes_more {
             return 0;
         }
         let room = (u64::from(slots) + u64::from(self.queue_max(slots))).saturating_sub(live);

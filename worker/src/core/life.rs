@@ -87,7 +87,7 @@ impl Worker {
     /// Starts what fits, in the order of the queue; jobs whose files are not here are passed over.
     pub(super) fn start_chunks(&mut self, now: Instant, actions: &mut Vec<Action>) {
         // Credit has long been 0 by then; this holds whoever gave more than was asked for.
-        while self.results.len() + self.running_count() < UNCONFIRMED_MAX {
+        while !self.is_disk_low && self.results.len() + self.running_count() < UNCONFIRMED_MAX {
             let staged = self.queue.entries().position(|entry| self.jobs.is_staged(entry.job));
             let Some(index) = staged else { return };
             let job = self.jobs.at(self.queue.at(index).job).expect("a job with chunks is known");
@@ -139,6 +139,20 @@ impl Worker {
         self.timers.set(Timer::Grace(slot), now + self.settings.kill_grace);
     }
 
+    /// Ends a run at once: in a grace it would only fill the disk further.
+    pub(super) fn on_overfull(&mut self, run: u64, actions: &mut Vec<Action>) {
+        let (slot, held) = self.slots.find(run).expect("what fills the disk is in its slot");
+        if held.outcome.is_some() {
+            return;
+        }
+        match held.stop {
+            Stop::No | Stop::TimedOut => held.stop = Stop::Overfull,
+            Stop::Overfull | Stop::Canceled => {}
+        }
+        self.stop_timers(slot);
+        actions.push(Action::Kill { slot, run });
+    }
+
     pub(super) fn on_grace_over(&mut self, slot: SlotIndex, actions: &mut Vec<Action>) {
         if let Some(run) = self.slots.at(slot) {
             actions.push(Action::Kill { slot, run: run.run });
@@ -153,7 +167,8 @@ impl Worker {
         let take = match held.stop {
             Stop::Canceled => Take::Nothing,
             // The seed's status has no room to say where outputs are.
-            Stop::No | Stop::TimedOut if is_seeds => Take::Nothing,
+            Stop::No | Stop::TimedOut | Stop::Overfull if is_seeds => Take::Nothing,
+            Stop::Overfull => Take::Heads,
             Stop::No | Stop::TimedOut if outcome.is_success() => Take::Everything,
             Stop::No | Stop::TimedOut => Take::Streams,
         };
@@ -221,6 +236,8 @@ fn result(end: RunEnd, usage: Usage, at: WallTime, stop: Stop) -> ChunkResult {
     let cause = match (stop, end) {
         // Also when it ended by itself in its grace: it had its time.
         (Stop::TimedOut, _) => Cause::Timeout,
+        // Also when it ended by itself, well or badly, before it was killed: what it wrote is not kept.
+        (Stop::Overfull, _) => Cause::Policy,
         (Stop::No | Stop::Canceled, RunEnd::Code(0)) => Cause::None,
         (Stop::No | Stop::Canceled, RunEnd::Code(_) | RunEnd::NotStarted { .. }) => Cause::Exit,
         (Stop::No | Stop::Canceled, RunEnd::Signal(_)) => Cause::Signal,

@@ -190,6 +190,14 @@ pub enum Event<'a> {
         file: Option<&'a StoredFile>,
         parcels: &'a [Parcel],
     },
+    /// Whether the disk is almost full. Nothing starts meanwhile.
+    DiskLow {
+        is_low: bool,
+    },
+    /// Of all runs this one holds most of a disk that is almost full.
+    Overfull {
+        run: u64,
+    },
     Tick,
 }
 
@@ -200,6 +208,8 @@ pub enum Take {
     Everything,
     /// Standard output and error.
     Streams,
+    /// Their beginnings: for more there is no room.
+    Heads,
     Nothing,
 }
 
@@ -301,6 +311,7 @@ pub struct Worker {
     slots: Slots,
     results: Results,
     pace: Pace,
+    is_disk_low: bool,
     timers: TimerTable<Timer>,
     runs: u64,
 }
@@ -320,6 +331,7 @@ impl Worker {
             slots: Slots::new(settings.slots, settings.memory),
             results: Results::default(),
             pace: Pace::default(),
+            is_disk_low: false,
             timers,
             runs: 0,
             settings,
@@ -337,6 +349,8 @@ impl Worker {
             Event::Exited { run, end, usage, at } => self.on_exited(run, end, usage, at, actions),
             Event::Collected { run, is_kept } => self.on_collected(run, is_kept, now, actions),
             Event::Uploaded { file, parcels } => self.on_uploaded(file, parcels),
+            Event::DiskLow { is_low } => self.is_disk_low = is_low,
+            Event::Overfull { run } => self.on_overfull(run, actions),
             Event::Tick => self.on_tick(now, actions),
         }
         self.start_chunks(now, actions);
@@ -378,7 +392,8 @@ impl Worker {
     /// How many more chunks there is room for beyond all that were accepted.
     pub fn credit(&self) -> u32 {
         let live = self.queue.chunk_count() + self.slots.runs().count() as u64;
-        self.pace.credit(self.settings.slots, live, self.results.len(), self.jobs.has_room())
+        let takes_more = self.jobs.has_room() && !self.is_disk_low;
+        self.pace.credit(self.settings.slots, live, self.results.len(), takes_more)
     }
 
     fn on_frame(&mut self, from: PeerId, frame: &[u8], now: Instant, actions: &mut Vec<Action>) {

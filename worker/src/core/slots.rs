@@ -24,6 +24,8 @@ pub(super) struct Need {
 pub(super) enum Stop {
     No,
     TimedOut,
+    /// It filled the disk.
+    Overfull,
     /// Nobody wants its result.
     Canceled,
 }

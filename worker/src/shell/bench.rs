@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::directory::{Directory, Found, look, make_empty, make_empty_by_force};
+use super::directory::{Directory, Found, held_by_tree, look, make_empty, make_empty_by_force};
 use super::outbox::{Kept, Piece};
 use super::sweep::Sweeper;
 use crate::core::{Order, SlotIndex, Take};
@@ -41,6 +41,8 @@ pub(super) struct Current {
     pub(super) note: Option<String>,
     /// How often the machine had no room to start it.
     pub(super) tries: u32,
+    /// Why it has to end: it fills the disk.
+    pub(super) overfull: Option<String>,
 }
 
 /// One slot.
@@ -93,6 +95,21 @@ impl Benches {
 
     pub(super) fn at(&mut self, slot: SlotIndex) -> &mut Bench {
         self.benches.get_mut(&slot).expect("a slot with a run is open")
+    }
+
+    /// True while any slot is in use.
+    pub(super) fn is_busy(&self) -> bool {
+        self.benches.values().any(|bench| bench.current.is_some())
+    }
+
+    /// The slot of the run that holds most of the disk, with the bytes that it holds; `None` while one that does is still
+    /// ending.
+    pub(super) fn fullest(&self) -> Option<(SlotIndex, u64)> {
+        let busy = || self.benches.iter().filter_map(|(slot, bench)| Some((*slot, bench, bench.current.as_ref()?)));
+        if busy().any(|(_, _, current)| current.overfull.is_some()) {
+            return None;
+        }
+        busy().map(|(slot, bench, _)| (slot, held_by_tree(&bench.path))).max_by_key(|(_, held)| *held)
     }
 
     /// Sees to it that the slot can start a program: its directories are clean, and its process is there.
@@ -213,6 +230,7 @@ impl Bench {
         let put_aside = match take {
             Take::Nothing => Ok(()),
             Take::Streams => self.put_streams_aside(not_started, &mut aside, &mut kept),
+            Take::Heads => self.keep_heads(current.overfull.as_deref().unwrap_or_default(), &mut kept),
             Take::Everything => self
                 .put_streams_aside(not_started, &mut aside, &mut kept)
                 .and_then(|()| self.put_outputs_aside(current.foreign_directory, &mut aside, &mut kept)),
@@ -248,8 +266,8 @@ impl Bench {
         for name in ["stdout", "stderr"] {
             let path = spool.join(name);
             match metadata(&path)? {
-                Some(file) if file.is_file() => {}
-                // The next run could not write there, or would hang.
+                Some(file) if file.is_file() && file.len() <= READ_SIZE_MAX => {}
+                // The next run could not write there, or would hang; or it is much, and nobody may start here for long.
                 Some(_) => sweeper.discard(&path)?,
                 None => fs::create_dir_all(&spool)?,
             }
@@ -275,6 +293,18 @@ impl Bench {
         // What a program wrote as its error is shown after its standard error.
         let path = self.path.join("spool/error");
         kept.stderr.extend(aside.take_file(&path, "error", metadata(&path)?)?);
+        Ok(())
+    }
+
+    /// Keeps the beginnings of the streams, and says at the end of them `why` there is no more.
+    fn keep_heads(&self, why: &str, kept: &mut Kept) -> io::Result<()> {
+        kept.stderr.push(Piece::Bytes(format!("zg: {why}\n").into_bytes()));
+        for (name, stream) in [("stderr", &mut kept.stderr), ("stdout", &mut kept.stdout)] {
+            let path = self.path.join("spool").join(name);
+            if metadata(&path)?.is_some_and(|file| file.is_file()) {
+                stream.insert(0, Piece::Bytes(read_head(&path, READ_SIZE_MAX)?));
+            }
+        }
         Ok(())
     }
 
@@ -306,6 +336,14 @@ fn metadata(path: &Path) -> io::Result<Option<Metadata>> {
     }
 }
 
+/// The first bytes of a file, `size_max` at most.
+fn read_head(path: &Path, size_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    File::options().read(true).custom_flags(flags).open(path)?.take(size_max).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The directory of one run's outputs, made when there is something to put into it.
 struct Aside {
     path: PathBuf,
@@ -322,15 +360,7 @@ impl Aside {
             return Ok(None);
         }
         if length <= self.read_size_max {
-            let mut bytes = Vec::with_capacity(length as usize);
-            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-            File::options()
-                .read(true)
-                .custom_flags(flags)
-                .open(from)?
-                .take(self.read_size_max)
-                .read_to_end(&mut bytes)?;
-            return Ok(Some(Piece::Bytes(bytes)));
+            return Ok(Some(Piece::Bytes(read_head(from, self.read_size_max)?)));
         }
         let to = self.make()?.join(name);
         fs::rename(from, &to)?;

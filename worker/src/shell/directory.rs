@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use wire::JobId;
@@ -93,6 +93,31 @@ fn size_of_tree(path: &Path) -> io::Result<u64> {
         size += if entry.file_type()?.is_dir() { size_of_tree(&entry.path())? } else { entry.metadata()?.len() };
     }
     Ok(size)
+}
+
+/// Entries of a tree that are looked at to tell how much of the disk it holds: who leaves more is large in any case.
+const HELD_ENTRIES_MAX: usize = 100_000;
+
+/// Bytes of the disk that a program's tree holds, as far as they can be seen. A file under several names counts in part.
+pub(super) fn held_by_tree(path: &Path) -> u64 {
+    let mut held = 0;
+    let mut waiting = vec![path.to_owned()];
+    let mut seen = 0;
+    while let Some(path) = waiting.pop() {
+        // What cannot be looked into, or is gone meanwhile, counts as nothing.
+        for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+            seen += 1;
+            if seen > HELD_ENTRIES_MAX {
+                return held;
+            }
+            let Ok(metadata) = entry.metadata() else { continue };
+            held += metadata.blocks() * 512 / metadata.nlink().max(1);
+            if metadata.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    held
 }
 
 /// What is found where a directory of ours should be.
@@ -288,6 +313,20 @@ mod tests {
         assert_eq!((names("cache/files"), names("slot"), names("jobs")), (1, 0, 0));
         Directory::open(dir.path(), 4).expect("it is ours");
         assert_eq!(names("cache/files"), 0);
+    }
+
+    #[test]
+    fn a_tree_holds_what_its_files_take_on_the_disk() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir_all(dir.path().join("a/b")).expect("made");
+        let empty = held_by_tree(dir.path());
+        fs::write(dir.path().join("a/b/f"), vec![1; 1 << 20]).expect("written");
+        // It has a length, and nothing of the disk.
+        File::create(dir.path().join("sparse")).and_then(|file| file.set_len(1 << 30)).expect("made");
+        std::os::unix::fs::symlink("/", dir.path().join("link")).expect("made");
+        let held = held_by_tree(dir.path()) - empty;
+        assert!((1 << 20..2 << 20).contains(&held), "{held}");
+        assert_eq!(held_by_tree(&dir.path().join("nowhere")), 0);
     }
 
     #[test]

@@ -26,6 +26,9 @@ const OUTPUTS_MAX: usize = 65_536;
 /// Directories in one another that outputs may lie in. No stack holds the ten thousand that a program may leave.
 const DEPTH_MAX: usize = 256;
 
+/// What is kept of the streams of a run for which there is no room, in bytes.
+const HEADS_SIZE_MAX: u64 = 32 * 1024;
+
 /// Part of a stream.
 #[derive(Debug)]
 pub(super) enum Piece {
@@ -116,6 +119,11 @@ impl Kept {
     /// Makes a bundle of the streams alone, which says `why` there is no more.
     pub(super) fn pack_streams(&self, why: String, output_size_max: u64) -> Packed {
         self.without_outputs(Vec::new(), why, self.size_max(output_size_max))
+    }
+
+    /// The same with no more than the beginnings of the streams.
+    pub(super) fn pack_heads(&self, why: String) -> Packed {
+        self.without_outputs(Vec::new(), why, HEADS_SIZE_MAX)
     }
 
     /// Bytes that the run may keep.

@@ -1,6 +1,8 @@
 //! Removes what is left over, beside the loop: a run may leave a million files, and the loop must not wait for them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, io, thread};
 
 use node::channel::{self, Orders};
@@ -16,17 +18,27 @@ pub(super) struct Sweeper {
     trash: PathBuf,
     number: u64,
     orders: Orders<PathBuf>,
+    /// Trees that wait or are being removed.
+    unswept: Arc<AtomicUsize>,
 }
 
 impl Sweeper {
     pub(super) fn start(trash: PathBuf) -> io::Result<Self> {
         let (orders, waiting) = channel::to_helper::<PathBuf>(WAITING_MAX);
+        let unswept = Arc::new(AtomicUsize::new(0));
+        let count = unswept.clone();
         thread::Builder::new().name("sweeper".into()).spawn(move || {
             while let Ok(path) = waiting.recv() {
                 remove(&path);
+                count.fetch_sub(1, Ordering::Relaxed);
             }
         })?;
-        Ok(Self { trash, number: 0, orders })
+        Ok(Self { trash, number: 0, orders, unswept })
+    }
+
+    /// True while there is room on the disk still to come.
+    pub(super) fn is_busy(&self) -> bool {
+        self.unswept.load(Ordering::Relaxed) > 0
     }
 
     /// Takes a file or tree away from `path`; it is removed soon.
@@ -37,7 +49,9 @@ impl Sweeper {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             renamed => renamed?,
         }
+        self.unswept.fetch_add(1, Ordering::Relaxed);
         if let Err(full) = self.orders.try_send(to) {
+            self.unswept.fetch_sub(1, Ordering::Relaxed);
             remove(&full.into_inner());
         }
         Ok(())
