@@ -338,7 +338,8 @@ pub fn local_failure(path: &Path, error: &std::io::Error) -> Failure {
 
 /// Something is wrong with a file of this machine.
 pub fn local_trouble(path: &Path, message: String) -> Failure {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // The nearest folder that is there.
+    let folder = path.ancestors().skip(1).find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
     Failure::new("local_file", message).hint(format!("See: ls -la {}", folder.display()))
 }
 
@@ -369,6 +370,7 @@ mod tests {
     fn an_input_that_is_not_there_is_told_by_name() {
         let error = source_and_path(OsStr::new("/nowhere/x:y")).unwrap_err();
         assert!(format!("{error:?}").contains("no file /nowhere/x"), "{error:?}");
+        assert!(format!("{error:?}").contains("See: ls -la /\""), "{error:?}");
         assert!(source(OsStr::new("/")).is_err());
     }
 
