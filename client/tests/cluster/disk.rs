@@ -60,8 +60,8 @@ fn a_cluster_on_a_small_disk() -> Option<(Dev, SmallDisk)> {
     Some((Dev::start_in(folder, 2), disk))
 }
 
-fn master_says(dev: &Dev, words: &str) -> bool {
-    fs::read_to_string(dev.cluster.join("master1.log")).expect("a log").contains(words)
+fn log_has(dev: &Dev, log: &str, words: &str) -> bool {
+    fs::read_to_string(dev.cluster.join(log)).expect("a log").contains(words)
 }
 
 fn marks(path: &Path) -> Vec<String> {
@@ -99,6 +99,25 @@ fn a_chunk_that_fills_the_disk_fails_and_says_why_and_nothing_else_does() {
 }
 
 #[test]
+fn outputs_that_find_no_room_on_storage_hold_up_nobody_and_are_let_go_on_a_shared_disk() {
+    let Some((dev, _disk)) = a_cluster_on_a_small_disk() else { return };
+    // There is room for it once, but not twice with something left.
+    let large = dev.submit(&["--", "sh", "-c", "echo begun; head -c 110000000 /dev/zero >\"$ZG_OUTPUT_DIR/x\""]);
+    let tries = "outputs are not stored yet";
+    let worker_says = |words: &str| ["worker1.log", "worker2.log"].iter().any(|log| log_has(&dev, log, words));
+    until(SOON, || worker_says(tries).then_some(())).expect("storage has no room");
+    // Both workers have small outputs for it.
+    dev.zg(&["run", "--array", "1-8", "--", "echo", "next"]).expect_success();
+    assert_ne!(dev.job(&large)["state"], "failed", "it is not given up so soon");
+    assert_eq!(dev.wait(&large, SOON)["state"], "failed");
+    assert_eq!(dev.chunks(&large)[0]["cause"], "policy");
+    let logs = dev.zg(&["job", "logs", &large, "--stderr"]).expect_success().text();
+    assert!(logs.contains("storage has no room for the outputs"), "{logs}");
+    assert_eq!(dev.zg(&["job", "logs", &large]).expect_success().text(), "begun\n");
+    dev.stop();
+}
+
+#[test]
 fn a_disk_that_somebody_else_fills_accepts_nothing_and_loses_nothing() {
     let Some((dev, disk)) = a_cluster_on_a_small_disk() else { return };
     let before = dev.submit(&["--", "echo", "before"]);
@@ -109,7 +128,7 @@ fn a_disk_that_somebody_else_fills_accepts_nothing_and_loses_nothing() {
     // It is in the log, as far as memory goes, and waits to be written.
     let mut waits = dev.command(&["submit", "--", "echo", "waited"]);
     let mut waits = waits.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-    until(SOON, || (master_says(&dev, "the disk is full")).then_some(())).expect("a write waits");
+    until(SOON, || (log_has(&dev, "master1.log", "the disk is full")).then_some(())).expect("a write waits");
     dev.zg(&["submit", "--", "true"]).expect_error(1, &["disk is full"]);
     assert_eq!(waits.try_wait().expect("it is ours"), None, "nothing is promised");
     // A little room is enough for what ends something.
