@@ -98,8 +98,10 @@ fn files_in_memory_that_a_run_leaves_do_not_take_its_slot_with_them() {
         bench.script(&format!("head -c 50000000 /dev/zero >{path}; exec tail -c +1 {path} | tail >{path}2"));
     start.memory = 32 * MIB;
     let ended = run(&mut slot, start).ended;
-    // They take what the next run may have, which is no reason to have none.
-    let after = run(&mut slot, bench.script("exit 3")).ended;
+    // To hear of the next run, the slot's process needs memory itself.
+    let long = vec![b'x'; 100_000];
+    let arguments = [&[&b"-c"[..], b"exit 3"], &[&long[..]; 20][..]].concat();
+    let after = run(&mut slot, bench.program("/bin/sh", &arguments)).ended;
     let _ = (fs::remove_file(&path), fs::remove_file(format!("{path}2")));
     assert_eq!((ended, after), (Ended::OutOfMemory, Ended::Code(3)));
 }

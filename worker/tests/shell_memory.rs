@@ -134,7 +134,7 @@ fn a_program_that_kills_its_slot_again_and_again_does_not_end_the_worker() {
     let mut running = site.start_in_cluster();
     for _ in 0..8 {
         let spec = JobSpec { array: wire::ArraySpec::parse("0-3").expect("an array"), ..JobSpec::default() };
-        let (result, _) = site.shell("exec kill -9 $PPID", spec);
+        let (result, _) = site.shell("kill -9 $PPID", spec);
         assert_eq!(result.cause, Cause::Signal);
     }
     assert_eq!(site.shell("true", JobSpec::default()).0.cause, Cause::None);
@@ -150,6 +150,7 @@ fn a_worker_whose_slots_cannot_live_ends_and_blames_no_chunk() {
     fs::create_dir(site.path("lib")).expect("made");
     fs::write(site.path("lib/libzmq.so.5"), "half of a library").expect("written");
     kill(&children(running.child.id()));
+    site.until("the worker has noticed", |_| children(running.child.id()).is_empty());
     let job = wire::JobId::now();
     site.assign(job, 0, 1, b"", &[], &JobSpec { arguments: vec![b"true".to_vec()], ..JobSpec::default() });
     assert_eq!(ended(&mut site, &mut running).code(), Some(1));
