@@ -144,8 +144,10 @@ impl Home {
                 enter(&aside)?;
                 self.handed_on = Some(Vec::new());
             }
-            // Refused while others are in our group: then it is not ours to divide.
-            fs::write(&of_base, &wanted).map_err(|error| with_path(error, &of_base))?;
+            fs::write(&of_base, &wanted).map_err(|error| {
+                let path = of_base.display();
+                io::Error::new(error.kind(), format!("{path}: {error} (the worker's group must be its own alone)"))
+            })?;
             self.handed_on.as_mut().expect("set above").push(controller);
         }
         let own = self.path.join(HANDED_ON);
@@ -427,4 +429,33 @@ fn write(file: &fs::File, text: &str) -> io::Result<()> {
 
 fn with_path(error: io::Error, path: &Path) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+30 25 0:26 / /sys/fs/cgroup ro,nosuid shared:4 - tmpfs tmpfs ro,mode=755
+31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:5 - cgroup2 cgroup2 rw,nsdelegate
+35 30 0:31 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct
+36 30 0:32 /docker/abc /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+";
+
+    #[test]
+    fn a_group_is_found_by_its_controller_below_the_root_of_its_mount() {
+        let found = |own: &str, controller: &str| own_group(own, MOUNTS, controller);
+        let own = "4:memory:/docker/abc/service\n3:cpu,cpuacct:/user:1000\n0::/init.scope\n";
+        assert_eq!(found(own, "memory").as_deref(), Some(Path::new("/sys/fs/cgroup/memory/service")));
+        assert_eq!(found(own, "cpuacct").as_deref(), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct/user:1000")));
+        assert_eq!(found("4:memory:/docker/abc\n", "memory").as_deref(), Some(Path::new("/sys/fs/cgroup/memory/")));
+        // What lies outside of the mount cannot be reached, nor what is above this name space.
+        for outside in
+            ["4:memory:/docker/other\n", "4:memory:/docker/abc/../other\n", "4:memory:/../x\n", "4:pids:/x\n", ""]
+        {
+            assert_eq!(found(outside, "memory"), None, "{outside}");
+        }
+        let unified = mounted(MOUNTS, "cgroup2", "", "/system.slice/zg.service");
+        assert_eq!(unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified/system.slice/zg.service")));
+    }
 }
