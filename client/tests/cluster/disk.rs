@@ -80,6 +80,8 @@ fn a_chunk_that_fills_the_disk_fails_and_says_why_and_nothing_else_does() {
         "head -c 400000000 /dev/zero",
         "for n in $(seq 400); do head -c 1000000 /dev/zero >\"$ZG_SCRATCH_DIR/$n\" || exit 1; done",
         "head -c 400000000 /dev/zero >\"$ZG_OUTPUT_DIR/x\"; sleep 60",
+        // It has no name, so no look at directories finds it.
+        "exec 3>x; rm x; head -c 400000000 /dev/zero >&3; sleep 60",
     ];
     for flood in floods {
         let job = dev.submit(&["--retries", "2", "--", "sh", "-c", &format!("echo begun; {flood}")]);

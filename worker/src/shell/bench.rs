@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -109,7 +109,7 @@ impl Benches {
         if busy().any(|(_, _, current)| current.overfull.is_some()) {
             return None;
         }
-        busy().map(|(slot, bench, _)| (slot, held_by_tree(&bench.path))).max_by_key(|(_, held)| *held)
+        busy().map(|(slot, bench, _)| (slot, bench.held())).max_by_key(|(_, held)| *held)
     }
 
     /// Sees to it that the slot can start a program: its directories are clean, and its process is there.
@@ -200,6 +200,13 @@ impl AsFd for Benches {
 }
 
 impl Bench {
+    /// Bytes of the disk that the run holds.
+    fn held(&self) -> u64 {
+        let device = metadata(&self.path).ok().flatten().map(|directory| directory.dev());
+        let nameless = self.link.as_ref().zip(device).map_or(0, |(link, device)| link.held_without_name(device));
+        held_by_tree(&self.path) + nameless
+    }
+
     pub(super) fn terminate(&mut self, run: u64) {
         self.link.iter_mut().for_each(|link| link.terminate(run));
     }

@@ -124,6 +124,11 @@ impl SlotLink {
         self.send_if_unfinished(run, &Command::Kill { run });
     }
 
+    /// Bytes of the disk `device` that what runs here holds in open files without a name.
+    pub fn held_without_name(&self, device: u64) -> u64 {
+        tree::held_without_name(pid_t::try_from(self.pid()).expect("a process id is a positive pid_t"), device)
+    }
+
     /// Whether commands wait for the link to be writable. `try_recv` sends them on.
     pub fn wants_write(&self) -> bool {
         self.state == State::Open && !self.outgoing.is_empty()

@@ -4,8 +4,9 @@
 //! signal goes only to a process that still has the parent it was found under, nothing is believed to be complete until
 //! a second look finds nobody new, and whoever must not multiply meanwhile is first stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use libc::pid_t;
 
@@ -39,6 +40,23 @@ pub(super) fn descendants(root: pid_t) -> Tree {
         }
     }
     tree
+}
+
+/// Bytes of the disk `device` that the processes below `root` hold in open files without a name: no look at directories
+/// finds them, and they go with the last who has them open.
+pub(super) fn held_without_name(root: pid_t, device: u64) -> u64 {
+    let mut seen = BTreeSet::new();
+    let mut held = 0;
+    for pid in descendants(root).into_keys() {
+        // Who has ended meanwhile holds nothing.
+        for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let Ok(file) = fs::metadata(descriptor.path()) else { continue };
+            if file.is_file() && file.nlink() == 0 && file.dev() == device && seen.insert(file.ino()) {
+                held += file.blocks() * 512;
+            }
+        }
+    }
+    held
 }
 
 /// Sends a signal once to everything in the tree.
