@@ -19,6 +19,7 @@ mod status;
 mod text;
 mod time;
 mod timer;
+pub mod tree;
 mod writer;
 
 pub use chunk::{ArraySpec, ArraySpecError, ChunkRange, ChunkSet};
