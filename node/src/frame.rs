@@ -7,7 +7,7 @@ use std::os::raw::{c_int, c_void};
 use std::sync::Arc;
 
 /// Below this, copying is cheaper than sharing.
-const COPY_SIZE_MAX: usize = 512;
+const COPY_SIZE_MAX: usize = 4 * wire::limit::KIB;
 
 /// One frame: as it came, our own bytes, or a part of something that several may send at once.
 pub enum Frame {
@@ -283,9 +283,9 @@ mod tests {
     #[test]
     fn a_shared_frame_is_freed_exactly_once_sent_or_not() {
         let freed = Arc::new(AtomicUsize::new(0));
-        let owner = Arc::new(Counted(vec![7; 4096], freed.clone()));
-        let mut frame = Frame::shared(owner, 1024..4096);
-        assert_eq!(frame.len(), 3072);
+        let owner = Arc::new(Counted(vec![7; 8192], freed.clone()));
+        let mut frame = Frame::shared(owner, 1024..8192);
+        assert_eq!(frame.len(), 7168);
 
         let context = zmq::Context::new();
         let (mut from, mut to) = (context.socket(zmq::PAIR).unwrap(), context.socket(zmq::PAIR).unwrap());
@@ -299,7 +299,7 @@ mod tests {
         frame.send(&mut from, false).unwrap();
         drop(frame);
         let received = Message::receive(&mut to).unwrap();
-        assert_eq!(&received[..], &[7; 3072]);
+        assert_eq!(&received[..], &[7; 7168]);
         assert_eq!(freed.load(Ordering::SeqCst), 0);
         drop(received);
         assert_eq!(freed.load(Ordering::SeqCst), 1);
@@ -310,7 +310,7 @@ mod tests {
         let context = zmq::Context::new();
         let (mut from, mut to) = (context.socket(zmq::PAIR).unwrap(), context.socket(zmq::PAIR).unwrap());
         let mut frames: Vec<Frame> =
-            [0, 1, 33, 512, 513, 100_000].map(|size| Frame::Bytes(vec![3; size])).into_iter().collect();
+            [0, 1, 33, COPY_SIZE_MAX, COPY_SIZE_MAX + 1, 100_000].map(|size| Frame::Bytes(vec![3; size])).into_iter().collect();
         let again = |frame: &mut Frame, from: &mut zmq::Socket| {
             let before = frame.to_vec();
             assert_eq!(frame.send(from, false), Err(zmq::Error::EAGAIN));
