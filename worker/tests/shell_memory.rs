@@ -3,7 +3,7 @@
 mod site;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 use site::{Running, Site, groups_of, is_alive};
@@ -63,7 +63,7 @@ fn a_chunk_beyond_its_memory_fails_for_that_and_says_how_much_it_was() {
     assert_eq!(result.cause, Cause::None);
     assert!(!groups_of(site.node()).is_empty());
     assert_eq!(running.terminate(), Some(0));
-    assert_eq!(groups_of(site.node()), [PathBuf::new(); 0]);
+    assert!(groups_of(site.node()).is_empty());
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn without_groups_programs_run_and_nothing_bounds_them() {
     let mut running = site.start_in_cluster_with("groups = false");
     let (result, streams) = site.shell(TAKE_200_MB, with_memory(64 * MIB));
     assert_eq!((result.cause, streams.stdout()), (Cause::None, "200000000\n"));
-    assert_eq!(groups_of(site.node()), [PathBuf::new(); 0]);
+    assert!(groups_of(site.node()).is_empty());
     assert_eq!(running.terminate(), Some(0));
 }
 
@@ -107,7 +107,7 @@ fn what_a_worker_and_its_slots_leave_when_all_are_killed_ends_with_the_next_star
     site.until("nothing is left", |_| !pids.iter().any(|pid| is_alive(pid)));
     assert_eq!(site.shell("true", with_memory(64 * MIB)).0.cause, Cause::None);
     assert_eq!(running.terminate(), Some(0));
-    assert_eq!(groups_of(site.node()), [PathBuf::new(); 0]);
+    assert!(groups_of(site.node()).is_empty());
 }
 
 /// Starts a chunk that does not end, with a daemon; returns the process ids of both.
@@ -155,5 +155,5 @@ fn a_worker_whose_slots_cannot_live_ends_and_blames_no_chunk() {
     site.assign(job, 0, 1, b"", &[], &JobSpec { arguments: vec![b"true".to_vec()], ..JobSpec::default() });
     assert_eq!(ended(&mut site, &mut running).code(), Some(1));
     assert!(!site.results.contains_key(&(job, 0)), "it has not even begun");
-    assert_eq!(groups_of(site.node()), [PathBuf::new(); 0]);
+    assert!(groups_of(site.node()).is_empty());
 }

@@ -205,7 +205,7 @@ impl Group {
         // Nobody is born any more while they are killed.
         self.0.iter().for_each(|directory| stop_births(directory));
         let deadline = now() + END_TIME_MAX;
-        while self.0.iter().fold(false, |is_any, directory| kill_members(directory) || is_any) && now() < deadline {
+        while self.0.iter().any(|directory| kill_members(directory)) && now() < deadline {
             std::thread::sleep(LOOK_AGAIN);
         }
     }
