@@ -46,7 +46,7 @@ fn a_job_that_breaks_a_rule_is_refused_with_the_value() {
 fn an_input_that_nobody_stored_is_named() {
     let mut master = a_master().build();
     let file = a_file(b"corpus");
-    let input = Input { hash: file.hash, file_length: 6, piece: None, path: b"in/corpus".to_vec(), executable: false };
+    let input = Input { hash: file.hash, file_length: 6, path: b"in/corpus".to_vec(), ..Input::default() };
     let spec = |input: Input| JobSpec { inputs: vec![input], ..a_spec(1) };
     let unknown = format!("1: error file_unknown #1: input 'in/corpus': no file {} of 6 bytes is stored", file.file);
     assert_eq!(master.receives(CLIENT_PEER, submit_with(1, J1, &spec(input.clone()), &[file.file])), [unknown]);

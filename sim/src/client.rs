@@ -82,9 +82,8 @@ impl Plan {
         let input = |file: &StoredFile| Input {
             hash: file.hash,
             file_length: file.length,
-            piece: None,
             path: b"in".to_vec(),
-            executable: false,
+            ..Input::default()
         };
         spec.inputs = self.input.iter().map(input).collect();
         let uuids: Vec<_> = self.input.iter().map(|file| file.file).collect();

@@ -19,9 +19,10 @@ then its items; an option is a varint, 0 for none, else the value + 1.\n\n\
 **Job body** (`submit_job`, `worker_request`): `program_length` bytes of program; `num_input_files` uuids of 16 bytes;\n\
 the spec to the end: version byte 1, name, arguments (list), environment (list of key, value), cwd, submit directory,\n\
 array (list of first, last - first, step; then the most that run at once), lines (list), inputs (list of: hash 32 bytes,\n\
-file length, flags byte [1 executable, 2 a piece], [offset, length], path), option input of standard input, option input\n\
+file length, flags byte [1 executable, 2 a piece, 4 a tree], [offset, length], path), option input of standard input, option input\n\
 of the program, output globs (list), cpus in thousandths, memory in bytes, priority i32, time limit in ms, retries,\n\
-retry_on (bits of the causes), exit codes to retry (string of bytes), crash limit, option max_fails, output size limit.\n\
+retry_on (bits of the causes), exit codes to retry (string of bytes), crash limit, option max_fails, output size limit,\n\
+flags byte [1 prefetch; absent from an older client].\n\
 A peer that knows only the seed's struct sends no spec.\n\n\
 **Results** (`worker_status` with `num_runs` > 0): `num_files` stored files; base time in us since 1970; `num_runs` runs,\n\
 each: first chunk, count, then for each chunk: flags byte (1 not a plain exit 0, 2 has a bundle, 4 never started),\n\
@@ -29,8 +30,13 @@ start - base in us (0 if it never started),\n\
 duration in us, cpu in us, max RSS in KiB, [option exit code, signal byte, cause byte], [file index, offset, index length,\n\
 stdout length, stderr length, outputs length]. A bundle is its index, standard output, standard error, then the outputs\n\
 without gaps. The index is a list of: name, length, hash 32 bytes, mode.\n\n\
-**Stored file**: uuid 16 bytes, hash 32 bytes, length, class byte (0 input, 1 result, 2 temp), list of receipts: node\n\
+**Stored file**: uuid 16 bytes, hash 32 bytes, length, class byte (0 input, 1 result, 2 temp, 3 tree), list of receipts: node\n\
 uuid 16 bytes, MAC 32 bytes (BLAKE3 keyed with the cluster's receipt key).\n\n\
+**Tree** (a stored file of class 3, at most 10,000,000 entries): `zgtree1` and a newline, files u32, entries u32, length of the names\n\
+u64; files of 40 bytes: hash 32, length u64; entries of 80 bytes: offset of the name u64, its length u16, kind u8 (0 file,\n\
+1 directory, 2 symlink), executable u8, file u32 (2^32 - 1 = none), first u64 (offset in the file, first child, or offset\n\
+of the target in the names), length u64 (bytes, children, or bytes of the target), mtime in s since 1970 i64, zero u64,\n\
+hash 32; the names. Entry 0 is the root; entries stand breadth first, the children of a directory ascending by name.\n\n\
 **Chunk item** (29 bytes): job uuid 16, first u32, count u32, attempt u32, state u8 (1 queued, 2 running, 3 ended well,\n\
 4 ended badly). **Running item** (44 bytes): job uuid 16, first u32, count u32, attempt u32, worker uuid 16.\n\n\
 **Event** (`watch_batch`): number byte, string of fields. 1 job accepted, 2 chunks ended, 3 holder freed, 4 chunks\n\

@@ -48,7 +48,7 @@ impl<'a> JobBody<'a> {
 pub type Variable = (Vec<u8>, Vec<u8>);
 
 /// An input as the program sees it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Input {
     /// The whole file's hash; nil when the client does not know it.
     pub hash: Hash,
@@ -60,6 +60,8 @@ pub struct Input {
     pub path: Vec<u8>,
     /// Permission bits that matter: 0o111 set = executable.
     pub executable: bool,
+    /// The file is a tree, and what it lists is found under `path`.
+    pub is_tree: bool,
 }
 
 /// Everything about a job but its program's bytes and its inputs' uuids.
@@ -106,6 +108,8 @@ pub struct JobSpec {
     pub max_fails: Option<u32>,
     /// Bytes of outputs that one chunk may keep; 0 = the worker's own limit.
     pub output_size_max: u64,
+    /// Inputs are fetched whole before they are asked for, however large.
+    pub prefetch: bool,
 }
 
 impl Default for JobSpec {
@@ -132,6 +136,7 @@ impl Default for JobSpec {
             crash_limit: 3,
             max_fails: None,
             output_size_max: 0,
+            prefetch: false,
         }
     }
 }
@@ -162,7 +167,7 @@ impl JobSpec {
         to.varint(self.retries.into()).varint(self.retry_on.into()).string(&self.retry_exit_codes);
         to.varint(self.crash_limit.into());
         encode_option(self.max_fails, to);
-        to.varint(self.output_size_max);
+        to.varint(self.output_size_max).raw(&[u8::from(self.prefetch)]);
     }
 
     /// Reads the spec; what follows it is of a newer version and skipped. Empty bytes = the seed's struct alone.
@@ -196,6 +201,8 @@ impl JobSpec {
             crash_limit: from.varint32()?,
             max_fails: decode_option(from)?,
             output_size_max: from.varint()?,
+            // An older client's spec ends here.
+            prefetch: !from.is_empty() && from.raw(1)?[0] & 1 != 0,
         })
     }
 }
@@ -232,9 +239,8 @@ fn decode_option(from: &mut Reader<'_>) -> Result<Option<u32>, DecodeError> {
 }
 
 fn encode_input(input: &Input, to: &mut Writer) {
-    to.plain(&input.hash)
-        .varint(input.file_length)
-        .raw(&[u8::from(input.executable) | u8::from(input.piece.is_some()) << 1]);
+    let flags = u8::from(input.executable) | u8::from(input.piece.is_some()) << 1 | u8::from(input.is_tree) << 2;
+    to.plain(&input.hash).varint(input.file_length).raw(&[flags]);
     if let Some((offset, length)) = input.piece {
         to.varint(offset).varint(length);
     }
@@ -247,7 +253,9 @@ fn decode_inputs(from: &mut Reader<'_>) -> Result<Vec<Input>, DecodeError> {
     for _ in 0..count {
         let (hash, file_length, flags) = (*from.plain()?, from.varint()?, from.raw(1)?[0]);
         let piece = if flags & 2 != 0 { Some((from.varint()?, from.varint()?)) } else { None };
-        inputs.push(Input { hash, file_length, piece, path: from.string()?.to_vec(), executable: flags & 1 != 0 });
+        let path = from.string()?.to_vec();
+        let (executable, is_tree) = (flags & 1 != 0, flags & 4 != 0);
+        inputs.push(Input { hash, file_length, piece, path, executable, is_tree });
     }
     Ok(inputs)
 }
@@ -294,10 +302,12 @@ mod tests {
                 piece: Some((1, 2)),
                 path: b"in put".to_vec(),
                 executable: true,
+                is_tree: true,
             }],
             stdin_input: Some(0),
             priority: -5,
             max_fails: Some(0),
+            prefetch: true,
             ..JobSpec::default()
         };
         let inputs = [FileId([7; 16])];
@@ -305,6 +315,14 @@ mod tests {
         let parts = JobBody::decode(&body, 10, 1).unwrap();
         assert_eq!((parts.program, parts.inputs), (&b"#!/bin/sh\n"[..], &inputs[..]));
         assert_eq!(JobSpec::decode(parts.spec).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_spec_from_before_prefetch_asks_for_none() {
+        let mut to = Writer::new();
+        JobSpec::default().encode(&mut to);
+        assert_eq!(to.bytes.pop(), Some(0));
+        assert_eq!(JobSpec::decode(&to.bytes).unwrap(), JobSpec::default());
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn a_body() -> Vec<u8> {
             file_length: 5,
             piece: Some((1, 2)),
             path: b"a/b".to_vec(),
-            executable: false,
+            ..Input::default()
         }],
         ..JobSpec::default()
     };

@@ -139,13 +139,7 @@ fn garbage_is_answered_not_obeyed() {
 #[test]
 fn a_job_whose_names_leave_its_directory_is_refused_and_what_follows_is_obeyed() {
     let mut worker = a_worker().build();
-    let input = |path: &[u8]| wire::job::Input {
-        hash: wire::Hash::NIL,
-        file_length: 1,
-        piece: None,
-        path: path.to_vec(),
-        executable: false,
-    };
+    let input = |path: &[u8]| wire::job::Input { file_length: 1, path: path.to_vec(), ..Default::default() };
     worker.spec.inputs = vec![input(b"../../../etc/passwd")];
     let said = worker.assign(1, job(J1), 0, 1);
     assert!(said.len() == 1 && said[0].contains("error malformed about 1"), "{said:?}");

@@ -4,7 +4,7 @@ mod support;
 
 use support::{Bench, LB1, a_worker, job};
 use wire::job::{Input, JobBody, JobSpec};
-use wire::{Duration, FileId, FixedPart, Hash, NodeId, PeerId, U64, WorkerRequest};
+use wire::{Duration, FileId, FixedPart, NodeId, PeerId, U64, WorkerRequest};
 use worker::core::{Event, RunEnd};
 
 const J1: u8 = 1;
@@ -12,7 +12,7 @@ const J2: u8 = 2;
 const MS: Duration = Duration::from_millis(1);
 
 fn an_input(name: &str) -> Input {
-    Input { hash: Hash::NIL, file_length: 3, piece: None, path: name.into(), executable: false }
+    Input { file_length: 3, path: name.into(), ..Input::default() }
 }
 
 #[test]

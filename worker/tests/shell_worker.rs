@@ -193,12 +193,9 @@ fn a_program_sees_what_it_was_promised() {
     let _running = site.start_in_cluster();
     let (first, first_hash) = site.store(b"0123456789");
     let (second, second_hash) = site.store(b"#!/bin/sh\necho ran \"$1\"\n");
-    let input = |hash, file_length, path: &str| Input {
-        hash,
-        file_length,
-        piece: None,
-        path: path.as_bytes().to_vec(),
-        executable: false,
+    let input = |hash, file_length, path: &str| {
+        let path = path.as_bytes().to_vec();
+        Input { hash, file_length, path, ..Input::default() }
     };
     let spec = JobSpec {
         arguments: words(&["./my prog", "{}|%{ATTEMPT}|ä\n"]),
@@ -237,7 +234,7 @@ fn an_input_that_a_program_writes_to_is_whole_again_for_the_next_job() {
     let mut site = Site::new();
     let mut running = site.start_in_cluster();
     let (file, hash) = site.store(b"original");
-    let input = Input { hash, file_length: 8, piece: None, path: b"f".to_vec(), executable: false };
+    let input = Input { hash, file_length: 8, path: b"f".to_vec(), ..Input::default() };
     let run = |site: &mut Site, script: &str| {
         let arguments = words(&["sh", "-c", script]);
         let spec = JobSpec { arguments, inputs: vec![input.clone()], ..JobSpec::default() };
@@ -292,7 +289,7 @@ fn each_failure_has_its_cause_and_its_words() {
     assert_eq!(ended(&result), (Some(0), None, Cause::Policy));
     assert_eq!((streams.stdout(), streams.stderr()), ("done\n", "zg: no output matches '*.txt'\n"));
 
-    let missing = Input { hash: wire::Hash::NIL, file_length: 1, piece: None, path: b"x".to_vec(), executable: false };
+    let missing = Input { file_length: 1, path: b"x".to_vec(), ..Input::default() };
     let spec = JobSpec { arguments: words(&["true"]), inputs: vec![missing], ..JobSpec::default() };
     let job = site.run(b"", &[wire::FileId([1; 16])], &spec);
     assert_eq!(site.results[&(job, 0)].cause, Cause::InputMissing);
@@ -352,7 +349,7 @@ fn a_stored_program_runs_and_may_run_elsewhere() {
     let text = b"#!/bin/sh\necho \"$PWD $1\"; echo kept >kept-$ZG_CHUNK.txt\n";
     let (file, hash) = site.store(text);
     let tool =
-        Input { hash, file_length: text.len() as u64, piece: None, path: b"bin/tool".to_vec(), executable: false };
+        Input { hash, file_length: text.len() as u64, path: b"bin/tool".to_vec(), ..Input::default() };
     let elsewhere = site.path("elsewhere");
     fs::create_dir(&elsewhere).expect("made");
     let spec = JobSpec {

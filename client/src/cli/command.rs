@@ -185,6 +185,7 @@ impl Builder<'_> {
             piece: staged.piece,
             path,
             executable: staged.executable,
+            is_tree: false,
         });
         Ok(position)
     }

@@ -28,6 +28,8 @@ pub enum SpecError {
     NoSuchInput { what: &'static str, position: u32, inputs: usize },
     #[error("the piece {offset}+{length} is beyond the input of {file_length} bytes")]
     PieceBeyondFile { offset: u64, length: u64, file_length: u64 },
+    #[error("input '{path}' is a directory: it has no piece and is not {what}")]
+    TreeMisused { path: String, what: &'static str },
     #[error("environment name '{value}' is empty or contains '='")]
     EnvironmentName { value: String },
     #[error("{0}")]
@@ -124,6 +126,9 @@ impl JobSpec {
             {
                 return Err(SpecError::PieceBeyondFile { offset, length, file_length: input.file_length });
             }
+            if input.is_tree && (input.piece.is_some() || input.executable) {
+                return Err(SpecError::TreeMisused { path: bytes_text(&input.path), what: "executable" });
+            }
             paths.push(&input.path);
         }
         paths.sort_by(|a, b| a.split(|byte| *byte == b'/').cmp(b.split(|byte| *byte == b'/')));
@@ -134,8 +139,13 @@ impl JobSpec {
             }
         }
         for (what, position) in [("standard input", self.stdin_input), ("the program", self.program_input)] {
-            if let Some(position) = position.filter(|position| *position as usize >= self.inputs.len()) {
-                return Err(SpecError::NoSuchInput { what, position, inputs: self.inputs.len() });
+            let Some(position) = position else { continue };
+            match self.inputs.get(position as usize) {
+                None => return Err(SpecError::NoSuchInput { what, position, inputs: self.inputs.len() }),
+                Some(input) if input.is_tree => {
+                    return Err(SpecError::TreeMisused { path: bytes_text(&input.path), what });
+                }
+                Some(_) => {}
             }
         }
         Ok(())
@@ -168,14 +178,14 @@ fn check_path(what: &'static str, path: &[u8]) -> Result<(), SpecError> {
 mod tests {
     use super::super::Input;
     use super::*;
-    use crate::{ArraySpec, FileId, Hash};
+    use crate::{ArraySpec, FileId};
 
     fn a_spec(words: &[&str]) -> JobSpec {
         JobSpec { arguments: words.iter().map(|word| word.as_bytes().to_vec()).collect(), ..JobSpec::default() }
     }
 
     fn an_input(path: &str) -> Input {
-        Input { hash: Hash::NIL, file_length: 10, piece: None, path: path.into(), executable: false }
+        Input { file_length: 10, path: path.into(), ..Input::default() }
     }
 
     fn check(spec: &JobSpec, chunk_count: u32) -> Result<(), SpecError> {
@@ -213,5 +223,21 @@ mod tests {
         let mut piece = with(&["a"]);
         piece.inputs[0].piece = Some((5, u64::MAX));
         assert!(matches!(check(&piece, 1), Err(SpecError::PieceBeyondFile { .. })));
+    }
+
+    #[test]
+    fn a_directory_is_neither_run_nor_read_nor_cut() {
+        let tree = Input { is_tree: true, ..an_input("d") };
+        let plain = JobSpec { inputs: vec![tree.clone()], ..a_spec(&["x"]) };
+        assert_eq!(check(&plain, 1), Ok(()));
+        let wrong = [
+            JobSpec { stdin_input: Some(0), ..plain.clone() },
+            JobSpec { program_input: Some(0), ..plain.clone() },
+            JobSpec { inputs: vec![Input { piece: Some((0, 1)), ..tree.clone() }], ..a_spec(&["x"]) },
+            JobSpec { inputs: vec![Input { executable: true, ..tree }], ..a_spec(&["x"]) },
+        ];
+        for spec in wrong {
+            assert!(matches!(check(&spec, 1), Err(SpecError::TreeMisused { .. })), "{:?}", check(&spec, 1));
+        }
     }
 }
