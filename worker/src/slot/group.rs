@@ -190,9 +190,9 @@ impl Group {
     pub(super) fn leave(&self) {
         for directory in &self.0 {
             let Some(home) = directory.parent() else { continue };
-            let outside =
-                if is_version_2(directory) { Some(home.join(ASIDE)) } else { home.parent().map(Path::to_owned) };
-            if outside.is_some_and(|outside| enter(&outside).is_ok()) {
+            // Where the worker stepped aside there is no place above; else there is none aside.
+            let mut outside = [Some(home.join(ASIDE)), home.parent().map(Path::to_owned)].into_iter().flatten();
+            if outside.any(|outside| enter(&outside).is_ok()) {
                 end(directory);
                 // Only the last one to leave can.
                 let _ = fs::remove_dir(home);
