@@ -10,6 +10,7 @@ mod put;
 mod receipt;
 mod serve;
 mod store;
+mod tree;
 
 pub use fetch::{Fetch, FetchAnswer, FetchError, FetchSettings};
 pub use hash::{Hasher, hash_bytes, hash_file};
@@ -18,3 +19,4 @@ pub use put::{Part, Put, PutAction, PutContent, PutError, PutSettings, Source};
 pub use receipt::{load_receipt_key, new_receipt_key, receipt, save_receipt_key, verify_receipt};
 pub use serve::{Ask, AskRange, Refusal, Served};
 pub use store::{Committed, Expected, Stat, Store, StoreError};
+pub use tree::{WriteTree, finish_entry, write_entry, write_tree};

@@ -299,7 +299,11 @@ impl<B: AsRef<[u8]>> Tree<B> {
         if end.is_none_or(|end| end > file.length.get()) {
             return wrong("its bytes are beyond their file");
         }
-        Ok(())
+        match entry.length == file.length {
+            true if entry.hash != file.hash => wrong("it has another hash than its file"),
+            false if file.length.get() > PACK_SIZE_MAX => wrong("it is a piece of a file that is too large for a pack"),
+            true | false => Ok(()),
+        }
     }
 
     fn check_names(&self, directory: &Entry) -> Result<(), TreeError> {
@@ -390,8 +394,14 @@ impl TreeWriter {
         self.entries.is_empty()
     }
 
-    pub fn kind(&self, entry: usize) -> EntryKind {
-        self.entries[entry].kind()
+    /// The entry so far.
+    pub fn entry(&self, entry: usize) -> &Entry {
+        &self.entries[entry]
+    }
+
+    pub fn name(&self, entry: usize) -> &[u8] {
+        let entry = &self.entries[entry];
+        &self.names[entry.name_offset.get() as usize..][..entry.name_length.get().into()]
     }
 
     /// What is added until the next call lies in this directory; names have to ascend.
@@ -431,6 +441,11 @@ impl TreeWriter {
     pub fn add_stored(&mut self, hash: Hash, length: u64) -> u32 {
         self.files.push(TreeFile { hash, length: U64::new(length) });
         (self.files.len() - 1) as u32
+    }
+
+    /// Says what the stored file at this position is, which was added before that was known.
+    pub fn set_stored(&mut self, stored: u32, hash: Hash, length: u64) {
+        self.files[stored as usize] = TreeFile { hash, length: U64::new(length) };
     }
 
     /// Says what a file's bytes are and where they lie; an empty one has no place.

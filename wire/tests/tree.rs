@@ -1,7 +1,7 @@
 //! Trees: their bytes exactly, what is refused, and that nothing that was accepted can fail or lead out.
 
 use proptest::prelude::*;
-use wire::tree::{EntryKind, Tree, TreeError, TreeWriter, check_target};
+use wire::tree::{EntryKind, PACK_SIZE_MAX, Tree, TreeError, TreeWriter, check_target};
 use wire::{Hash, hex};
 
 const HASH: Hash = Hash([0xaa; 32]);
@@ -127,6 +127,17 @@ fn places_outside_of_their_files_are_refused() {
     };
     assert_eq!(with(Some((0, 2)), 7), Ok(()));
     assert_eq!(with(None, 0), Ok(()));
+    assert!(with(Some((0, 0)), 9).is_err(), "the whole file has the file's hash");
+    let mut to = TreeWriter::new(0);
+    let large = to.add_stored(PACK, PACK_SIZE_MAX + 1);
+    to.open_directory(0);
+    let file = to.add_file(b"f", 0, false, PACK_SIZE_MAX);
+    to.close_directory(0);
+    to.set_content(file, HASH, Some((large, 0)));
+    assert!(
+        matches!(Tree::decode(&to.finish()[..]), Err(TreeError::Entry { entry: 1, .. })),
+        "nobody fetches that whole"
+    );
     for (place, length) in
         [(Some((0, 3)), 7), (Some((1, 0)), 1), (Some((0, u64::MAX)), 2), (None, 1), (Some((0, 0)), 0)]
     {
