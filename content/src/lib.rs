@@ -6,6 +6,7 @@
 mod fetch;
 mod hash;
 mod holder;
+mod outline;
 mod put;
 mod receipt;
 mod serve;
@@ -15,6 +16,7 @@ mod tree;
 pub use fetch::{Fetch, FetchAnswer, FetchError, FetchSettings};
 pub use hash::{Hasher, hash_bytes, hash_file};
 pub use holder::{Fetched, Holder, HolderAddress};
+pub use outline::{Outline, OutlineError, OutlineHasher, blocks, outline_file, outline_size};
 pub use put::{Part, Put, PutAction, PutContent, PutError, PutSettings, Source};
 pub use receipt::{load_receipt_key, new_receipt_key, receipt, save_receipt_key, verify_receipt};
 pub use serve::{Ask, AskRange, Refusal, Served};

@@ -1,17 +1,18 @@
 //! The giving end of a transfer: what a `file_request` asks for, and the frames that answer it.
 //!
 //! There are two forms. The bare one is the seed's: it gets the whole content behind one `file_response`, up to a size that
-//! can be held in memory while the peer takes it. The ranged one gets one range of at most 1 MiB, and its sender decides
-//! how many it has on the way.
+//! can be held in memory while the peer takes it. The ranged one gets one range of at most 1 MiB, of the content or of its
+//! outline, and its sender decides how many it has on the way.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use memmap2::{Advice, Mmap};
 use node::{Frame, Frames};
 use wire::limit::{BLOCK_SIZE, WHOLE_FILE_SIZE_MAX};
-use wire::{ErrorCode, FileId, FileRequest, FileResponse, Fixed, FixedPart, JobId, Kind, NodeId, U64};
+use wire::{ErrorCode, FileId, FileRequest, FileResponse, Fixed, FixedPart, JobId, Kind, NodeId, U32, U64};
 
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, outline_size};
 
 /// Header lengths from here on have both offset and length, so a shorter one is the bare form.
 const RANGED_HEADER_SIZE_MIN: u64 = 57;
@@ -28,7 +29,19 @@ pub struct Ask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AskRange {
     Whole,
-    Part { offset: u64, length: u64 },
+    Part {
+        offset: u64,
+        length: u64,
+    },
+    /// Of the outline.
+    Outline {
+        offset: u64,
+        length: u64,
+    },
+    /// Something that a newer peer knows.
+    Unknown {
+        part: u32,
+    },
 }
 
 /// Why an ask is not met, as the peer is told.
@@ -54,10 +67,12 @@ pub struct Served {
 
 impl Ask {
     pub fn of(request: &Fixed<'_, FileRequest>) -> Self {
-        let range = if request.header.header_length.get() < RANGED_HEADER_SIZE_MIN {
-            AskRange::Whole
-        } else {
-            AskRange::Part { offset: request.offset.get(), length: request.length.get() }
+        let (offset, length) = (request.offset.get(), request.length.get());
+        let range = match request.part.get() {
+            _ if request.header.header_length.get() < RANGED_HEADER_SIZE_MIN => AskRange::Whole,
+            0 => AskRange::Part { offset, length },
+            wire::PART_OUTLINE => AskRange::Outline { offset, length },
+            part => AskRange::Unknown { part },
         };
         Self { file: request.file_uuid.file(), request: request.request.get(), range }
     }
@@ -66,7 +81,8 @@ impl Ask {
     pub fn size_max(&self) -> u64 {
         match self.range {
             AskRange::Whole => WHOLE_FILE_SIZE_MAX,
-            AskRange::Part { length, .. } => length.min(BLOCK_SIZE as u64),
+            AskRange::Part { length, .. } | AskRange::Outline { length, .. } => length.min(BLOCK_SIZE as u64),
+            AskRange::Unknown { .. } => 0,
         }
     }
 
@@ -81,6 +97,11 @@ impl Ask {
         match self.range {
             AskRange::Whole => fixed.seed_frame(sender, &[]),
             AskRange::Part { offset, .. } => FileResponse { offset: U64::new(offset), ..fixed }.frame(sender, &[]),
+            AskRange::Outline { offset, .. } => {
+                let flags = U32::new(wire::RESPONSE_OUTLINE);
+                FileResponse { offset: U64::new(offset), flags, ..fixed }.frame(sender, &[])
+            }
+            AskRange::Unknown { .. } => unreachable!("what is not known is refused"),
         }
     }
 
@@ -93,7 +114,7 @@ impl Ask {
     /// sockets' I/O thread would stall every peer.
     pub fn read(&self, store: &Store) -> Result<Served, Refusal> {
         let file_length = store.length(self.file)?;
-        let (offset, length) = match self.range {
+        let range = match self.range {
             AskRange::Whole if file_length > WHOLE_FILE_SIZE_MAX => {
                 let detail = format!(
                     "file {} has {file_length} bytes, above the {WHOLE_FILE_SIZE_MAX} that go in one message: ask for ranges \
@@ -102,18 +123,34 @@ impl Ask {
                 );
                 return Err(Refusal { code: ErrorCode::TooLarge, detail });
             }
-            AskRange::Whole => (0, file_length),
-            AskRange::Part { offset, length } if length > BLOCK_SIZE as u64 || offset > file_length => {
-                let detail = format!(
-                    "the range {offset}+{length} of file {} with {file_length} bytes: a range begins within the file and has at \
-                     most {BLOCK_SIZE} bytes",
-                    self.file
-                );
+            AskRange::Whole => 0..file_length,
+            AskRange::Part { offset, length } => self.range(offset, length, file_length, "file")?,
+            AskRange::Outline { offset, length } => {
+                let range = self.range(offset, length, outline_size(file_length), "the outline of file")?;
+                let outline = store.outline(self.file)?.encode();
+                let frames = vec![Frame::Bytes(outline[range.start as usize..range.end as usize].to_vec())];
+                return Ok(Served { file_length, frames });
+            }
+            AskRange::Unknown { part } => {
+                let detail =
+                    format!("the part {part} of file {}: there are 0, the content, and 1, the outline", self.file);
                 return Err(Refusal { code: ErrorCode::InvalidRequest, detail });
             }
-            AskRange::Part { offset, length } => (offset, length.min(file_length - offset)),
         };
-        Ok(Served { file_length, frames: frames(store.map(self.file)?, offset, length) })
+        Ok(Served { file_length, frames: frames(store.map(self.file)?, range.start, range.end - range.start) })
+    }
+
+    /// What of `size` bytes is asked for.
+    fn range(&self, offset: u64, length: u64, size: u64, of: &str) -> Result<Range<u64>, Refusal> {
+        if length > BLOCK_SIZE as u64 || offset > size {
+            let detail = format!(
+                "the range {offset}+{length} of {of} {} with {size} bytes: a range begins within it and has at most {BLOCK_SIZE} \
+                 bytes",
+                self.file
+            );
+            return Err(Refusal { code: ErrorCode::InvalidRequest, detail });
+        }
+        Ok(offset..offset + length.min(size - offset))
     }
 
     /// Reads, and makes the whole answer: for whoever serves files without a core of its own for it.

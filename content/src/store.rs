@@ -4,6 +4,7 @@
 //! VERSION  NODE                    the format (locked while a process has the store open), and whose store this is
 //! staging/<upload>.part            on the way in; swept at start
 //! files/ab/cd/<uuid>.dat           sealed: verified, durable, read-only
+//! files/ab/cd/<uuid>.out           its outline, if it has several blocks; made again when it is missing or wrong
 //! trash/                           what was found not to be what its name says
 //! ```
 //!
@@ -11,11 +12,11 @@
 //! stone. A file is written and verified in `staging/`, made durable there, and becomes visible by one rename; only when the
 //! directory is durable too is it acknowledged. After a crash at any point a file is absent or whole.
 //!
-//! Every file is a file of its own here, small ones too; packs for those come later, and so do stored BLAKE3 outboards for
-//! checking ranges. The full hash lies beside the content in a user attribute and can always be computed again.
+//! Every file is a file of its own here, small ones too. The full hash lies beside the content in a user attribute and can
+//! always be computed again; so can the outline, which is why nobody waits until it is durable.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use memmap2::Mmap;
 use wire::{ErrorCode, FileId, Hash, NodeId};
 
-use crate::{Hasher, hash_file};
+use crate::{Outline, OutlineHasher, outline_file, outline_size};
 
 #[cfg(test)]
 mod crash_tests;
@@ -106,6 +107,16 @@ pub enum Expected {
     Anything,
 }
 
+impl Expected {
+    pub fn is_met_by(self, hash: Hash) -> bool {
+        match self {
+            Self::Hash(expected) => expected == hash,
+            Self::Id(file) => file.names(hash),
+            Self::Anything => true,
+        }
+    }
+}
+
 /// A file that is in the store, durably.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed {
@@ -170,18 +181,23 @@ impl Store {
         }
     }
 
+    /// The outline of a stored file. One that is missing, or is not the file's, is made again and kept.
+    pub fn outline(&self, file: FileId) -> Result<Outline, StoreError> {
+        let Stat { length, hash } = self.stat(file)?;
+        let kept = if outline_size(length) == 0 { Ok(Vec::new()) } else { fs::read(self.layout.outline(file)) };
+        if let Some(outline) = kept.ok().and_then(|kept| Outline::decode(&kept, length, Expected::Hash(hash)).ok()) {
+            return Ok(outline);
+        }
+        let outline = self.read_whole(file)?.1;
+        let _publishing = held(&self.publishing);
+        self.keep_outline(file, &outline);
+        Ok(outline)
+    }
+
     /// Reads the whole file again, whatever is noted of it. One that is not what its name says is taken out of the store and
     /// is unknown: somebody else could write to it.
     pub fn check(&self, file: FileId) -> Result<Stat, StoreError> {
-        let path = self.path(file)?;
-        match File::open(&path).and_then(hash_file) {
-            Ok((hash, length)) if file.names(hash) => Ok(Stat { length, hash }),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-            Ok(_) | Err(_) => {
-                self.discard(file, &path);
-                Err(StoreError::FileUnknown(file))
-            }
-        }
+        self.read_whole(file).map(|(stat, _)| stat)
     }
 
     /// Every stored file with its length, in order of ids.
@@ -210,7 +226,7 @@ impl Store {
             let _ = self.disk.remove(&path);
             return Err(error.into());
         }
-        let new = Upload { file, path, length, held: 0, hasher: Hasher::default() };
+        let new = Upload { file, path, length, held: 0, hasher: OutlineHasher::default() };
         held(&self.uploads).insert(upload, Arc::new(Mutex::new(new)));
         Ok(0)
     }
@@ -257,11 +273,11 @@ impl Store {
         }
         let shared = held(&self.uploads).get(&upload).cloned().ok_or(StoreError::UploadUnknown(upload))?;
         let state = held(&shared);
-        let committed = self.verify(&state, expected, length).and_then(|hash| {
+        let committed = self.verify(&state, expected, length).and_then(|outline| {
             if state.length.is_some_and(|reserved| reserved != length) {
                 self.disk.truncate(&state.file, length)?;
             }
-            self.publish(&state.file, &state.path, hash, length)
+            self.publish(&state.file, &state.path, &outline)
         });
         // Nobody waits for the table of uploads while holding an upload: `begin` locks them in the other order.
         drop(state);
@@ -292,11 +308,11 @@ impl Store {
         if !file.metadata()?.is_file() {
             return Err(StoreError::Unusable { path: path.to_path_buf(), why: "it is not a regular file".into() });
         }
-        let (hash, length) = hash_file(&file)?;
+        let outline = outline_file(&file)?;
         // Who owned it could make it writable again.
         // SAFETY: geteuid has no preconditions.
         std::os::unix::fs::fchown(&file, Some(unsafe { libc::geteuid() }), None)?;
-        let committed = self.publish(&file, path, hash, length)?;
+        let committed = self.publish(&file, path, &outline)?;
         if committed.already_there {
             self.disk.remove(path)?;
         }
@@ -356,18 +372,13 @@ impl Store {
         }
     }
 
-    fn verify(&self, state: &Upload, expected: Expected, length: u64) -> Result<Hash, StoreError> {
+    fn verify(&self, state: &Upload, expected: Expected, length: u64) -> Result<Outline, StoreError> {
         if state.held != length {
             return Err(StoreError::Mismatch(format!("{} of {length} bytes are here", state.held)));
         }
-        let hash = state.hasher.finish();
-        let as_expected = match expected {
-            Expected::Hash(expected) => expected == hash,
-            Expected::Id(file) => file.names(hash),
-            Expected::Anything => true,
-        };
-        if as_expected {
-            return Ok(hash);
+        let hash = state.hasher.hash();
+        if expected.is_met_by(hash) {
+            return Ok(state.hasher.finish());
         }
         let expected = match expected {
             Expected::Hash(expected) => expected.to_string(),
@@ -379,8 +390,9 @@ impl Store {
 
     /// The commit proper. The order is the whole point: content durable under a name nobody reads, then the real name,
     /// then the real name durable, then the answer.
-    fn publish(&self, file: &File, from: &Path, hash: Hash, length: u64) -> Result<Committed, StoreError> {
-        let id = FileId::of(hash);
+    fn publish(&self, file: &File, from: &Path, outline: &Outline) -> Result<Committed, StoreError> {
+        let hash = outline.root().expect("an outline that was made here has a root");
+        let (id, length) = (FileId::of(hash), outline.length());
         self.disk.set_hash(file, hash)?;
         self.disk.seal(file)?;
         self.disk.sync_data(file)?;
@@ -392,21 +404,56 @@ impl Store {
         for directory in &directories {
             self.disk.make_directory(directory)?;
         }
+        self.keep_outline(id, outline);
         self.disk.rename(from, &path)?;
         self.disk.sync_directory(&directories[1])?;
         held(&self.files).insert(id, length);
         Ok(Committed { file: id, hash, length, already_there: false })
     }
 
+    /// Keeps an outline beside where the file is or will be. Without it the store is only slower: one that a crash tears is
+    /// no outline of the file, and is made again.
+    fn keep_outline(&self, file: FileId, outline: &Outline) {
+        let bytes = outline.encode();
+        if bytes.is_empty() {
+            return;
+        }
+        let temporary = self.layout.staging().join(format!("{file}.out"));
+        let kept = self
+            .disk
+            .create(&temporary)
+            .and_then(|to| self.disk.write(&to, &bytes, 0))
+            .and_then(|()| self.disk.rename(&temporary, &self.layout.outline(file)));
+        if let Err(error) = kept {
+            tracing::warn!(%error, %file, "its outline is not kept");
+            let _ = self.disk.remove(&temporary);
+        }
+    }
+
+    fn read_whole(&self, file: FileId) -> Result<(Stat, Outline), StoreError> {
+        let path = self.path(file)?;
+        let wrong = match File::open(&path).and_then(outline_file) {
+            Ok(outline) => match outline.root().filter(|hash| file.names(*hash)) {
+                Some(hash) => return Ok((Stat { length: outline.length(), hash }, outline)),
+                None => "the stored bytes are not what their name says",
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "the stored file is gone",
+            Err(error) => return Err(error.into()),
+        };
+        self.discard(file, &path, wrong);
+        Err(StoreError::FileUnknown(file))
+    }
+
     /// Takes a file out of the store that is not what its name says.
-    fn discard(&self, file: FileId, path: &Path) {
-        tracing::error!(%file, "the stored bytes are not what their name says: moved to the trash");
+    fn discard(&self, file: FileId, path: &Path, why: &str) {
+        tracing::error!(%file, "{why}: moved to the trash");
         held(&self.files).remove(&file);
         held(&self.maps).retain(|(id, _)| *id != file);
         let to = self.layout.trash().join(format!("{file}.dat"));
         if let Err(error) = self.disk.rename(path, &to) {
             tracing::error!(%error, %file, "it could not be moved");
         }
+        let _ = self.disk.remove(&self.layout.outline(file));
     }
 }
 

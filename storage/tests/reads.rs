@@ -3,9 +3,9 @@
 mod scenario;
 
 use content::hash_bytes;
-use storage::Outcome;
+use storage::{Action, Outcome};
 use wire::limit::WHOLE_FILE_SIZE_MAX;
-use wire::{ErrorCode, FileId, FileRequest, FixedPart, PeerId, U64};
+use wire::{ErrorCode, FileId, FileRequest, FixedPart, Message, PeerId, U32, U64};
 
 use scenario::*;
 
@@ -46,6 +46,22 @@ fn a_ranged_request_gets_its_range_with_its_number() {
     assert_eq!(ordered, ["#1 read Part { offset: 5, length: 10 }"]);
     let answered = words(node.performed(1, Outcome::Read { file_length: 17 }));
     assert_eq!(answered, ["to 1: response of 73 request 77 offset 5 file_length 17 with content of #1"]);
+}
+
+#[test]
+fn an_outline_is_asked_for_like_content_and_says_that_it_is_one() {
+    let mut node = a_storage_node(limits(), vec![]);
+    let mut fixed = FileRequest { request: U64::new(77), part: U32::new(wire::PART_OUTLINE), ..FileRequest::DEFAULT };
+    fixed.length = U64::new(64);
+    let ordered = words(node.receives(C, &fixed.frame(CLIENT, &[]), None));
+    assert_eq!(ordered, ["#1 read Outline { offset: 0, length: 64 }"]);
+    let [Action::SendContent { frame, .. }] = &node.performed(1, Outcome::Read { file_length: 17 })[..] else {
+        panic!("one answer");
+    };
+    let Ok(Message::FileResponse(response, _)) = Message::decode(frame) else { panic!("not a file_response") };
+    assert_eq!((response.flags.get(), response.file_length.get()), (wire::RESPONSE_OUTLINE, 17));
+    fixed.part = U32::new(2);
+    assert_eq!(words(node.receives(C, &fixed.frame(CLIENT, &[]), None)), ["#2 read Unknown { part: 2 }"]);
 }
 
 #[test]

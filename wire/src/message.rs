@@ -214,6 +214,9 @@ messages! {
         length: U64 = U64::new(crate::limit::BLOCK_SIZE as u64);
         /// Chosen by the sender, echoed in the answer.
         request: U64;
+        /// 0 = content; 1 = the outline, to which offset and length apply: the 32-byte BLAKE3 chaining value of each block of
+        /// 1 MiB, nothing for a file of one block.
+        part: U32;
     } body "None."
 
     /// Answers a `file_request`: the content follows in further frames of at most 1 MiB.
@@ -225,6 +228,7 @@ messages! {
         request: U64;
         /// 0 = the range follows; else an error code.
         status: U32;
+        /// Bit 0: the range is of the outline.
         flags: U32;
     } body "None; content in further frames."
 
@@ -541,9 +545,13 @@ messages! {
 
 const _: () = assert!(<WorkerRequest as FixedPart>::SIZE_MIN == 57 && size_of::<GenericMessage>() == 25);
 const _: () = assert!(<WorkerStatus as FixedPart>::SIZE_MIN == 42);
-const _: () = assert!(<FileRequest as FixedPart>::SIZE_MIN == 41 && size_of::<FileRequest>() == 65);
+const _: () = assert!(<FileRequest as FixedPart>::SIZE_MIN == 41 && size_of::<FileRequest>() == 69);
 const _: () = assert!(<FileResponse as FixedPart>::SIZE_MIN == 49 && size_of::<FileResponse>() == 73);
 
+/// `file_request.part`: the outline.
+pub const PART_OUTLINE: u32 = 1;
+/// `file_response.flags`: the range is of the outline.
+pub const RESPONSE_OUTLINE: u32 = 1;
 /// `worker_request.flags`: the body is left out.
 pub const REQUEST_KNOWN: u32 = 1;
 /// `lost.flags`: a newer boot has been heard.

@@ -37,7 +37,15 @@ fn file_messages_have_the_seeds_and_the_ranged_sizes() {
     let file = wire::FileId(job().0);
     let request = FileRequest { file_uuid: file.into(), ..FileRequest::DEFAULT };
     assert_eq!(hex(&request.seed_frame(node(), b"")), format!("03{NODE}2900000000000000{JOB}"));
-    assert_eq!(request.frame(node(), b"").len(), 65);
+    let outline = FileRequest {
+        offset: U64::new(32),
+        length: U64::new(64),
+        request: U64::new(7),
+        part: U32::new(wire::PART_OUTLINE),
+        ..request
+    };
+    let fields = "20000000000000004000000000000000070000000000000001000000";
+    assert_eq!(hex(&outline.frame(node(), b"")), format!("03{NODE}4500000000000000{JOB}{fields}"));
     let response = FileResponse { file_uuid: file.into(), file_length: U64::new(5), ..FileResponse::DEFAULT };
     assert_eq!(hex(&response.seed_frame(node(), b"")), format!("04{NODE}3100000000000000{JOB}0500000000000000"));
     assert_eq!(response.frame(node(), b"").len(), 73);

@@ -45,6 +45,10 @@ impl Layout {
         ([outer, inner], path)
     }
 
+    pub(super) fn outline(&self, file: FileId) -> PathBuf {
+        self.of(file).1.with_extension("out")
+    }
+
     /// Makes or checks the directory for `node`; the returned lock keeps every other process out while it is open.
     pub(super) fn open(dir: &Path, node: NodeId) -> Result<(Self, File), StoreError> {
         let layout = Self { dir: dir.to_path_buf() };
@@ -111,23 +115,27 @@ impl Layout {
         if unsafe { libc::syncfs(dir.as_raw_fd()) } != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Every stored file with its length.
+    /// Every stored file with its length. Outlines of files that are not here are removed.
     pub(super) fn scan(&self) -> io::Result<BTreeMap<FileId, u64>> {
-        let mut found = BTreeMap::new();
+        let (mut found, mut outlines) = (BTreeMap::new(), Vec::new());
+        let id_of = |name: &str| name.parse::<FileId>().ok();
         for outer in directories(&self.files())? {
             for inner in directories(&outer)? {
                 for entry in fs::read_dir(inner)? {
                     let entry = entry?;
                     let name = entry.file_name();
-                    let id = name.to_str().and_then(|name| name.strip_suffix(".dat")).and_then(|id| id.parse().ok());
-                    match id {
-                        Some(id) if entry.path() == self.of(id).1 => {
+                    match name.to_str().and_then(|name| name.rsplit_once('.')).map(|(id, kind)| (id_of(id), kind)) {
+                        Some((Some(id), "dat")) if entry.path() == self.of(id).1 => {
                             found.insert(id, entry.metadata()?.len());
                         }
+                        Some((Some(id), "out")) if entry.path() == self.outline(id) => outlines.push(id),
                         Some(_) | None => tracing::warn!(path = %entry.path().display(), "not a file of the store"),
                     }
                 }
             }
+        }
+        for id in outlines.into_iter().filter(|id| !found.contains_key(id)) {
+            fs::remove_file(self.outline(id))?;
         }
         Ok(found)
     }

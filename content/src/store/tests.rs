@@ -182,6 +182,44 @@ fn damage_is_noticed_when_the_hash_is_computed_again() {
 }
 
 #[test]
+fn an_outline_lies_beside_its_file_and_is_made_again_when_it_is_gone_or_wrong() {
+    let (dir, store) = a_store();
+    let content = bytes(2 * MIB + 9);
+    let file = put(&store, &content).expect("it is stored").file;
+    let path = store.path(file).expect("it is here").with_extension("out");
+    let kept = fs::read(&path).expect("it is there");
+    assert_eq!(kept.len(), 96);
+    let outline = store.outline(file).expect("it is here");
+    assert_eq!((outline.encode(), outline.root()), (kept.clone(), Some(hash_bytes(&content))));
+    for wrong in [None, Some(b"torn".to_vec()), Some(vec![7; 96])] {
+        fs::remove_file(&path).expect("it is there");
+        wrong.into_iter().for_each(|wrong| fs::write(&path, wrong).expect("written"));
+        assert_eq!(store.outline(file).expect("it is made"), outline);
+        assert_eq!(fs::read(&path).expect("it is kept"), kept);
+    }
+    drop(store);
+    fs::remove_file(path.with_extension("dat")).expect("it is there");
+    let store = Store::open(dir.path(), NODE).expect("it opens again");
+    assert!(!path.exists(), "nobody keeps the outline of nothing");
+    assert!(matches!(store.outline(file), Err(StoreError::FileUnknown(_))));
+    let small = put(&store, b"abc").expect("it is stored").file;
+    assert_eq!(store.outline(small).expect("it is here").root(), Some(hash_bytes(b"abc")));
+    assert!(!store.path(small).expect("it is here").with_extension("out").exists());
+}
+
+#[test]
+fn an_outline_of_damage_is_not_made() {
+    let (_dir, store) = a_store();
+    let file = put(&store, &bytes(MIB + 1)).expect("it is stored").file;
+    let path = store.path(file).expect("it is here");
+    fs::remove_file(path.with_extension("out")).expect("it is there");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    fs::OpenOptions::new().write(true).open(&path).and_then(|to| to.write_all_at(b"x", 77)).expect("damaged");
+    assert!(matches!(store.outline(file), Err(StoreError::FileUnknown(_))));
+    assert!(!store.have(file));
+}
+
+#[test]
 fn a_check_believes_the_bytes_alone() {
     let (_dir, store) = a_store();
     let file = put(&store, b"abc").expect("it is stored").file;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 
-use crate::Hasher;
+use crate::OutlineHasher;
 
 /// What has come of one file.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(super) struct Upload {
     pub(super) length: Option<u64>,
     /// Bytes that are here, all from the start on.
     pub(super) held: u64,
-    pub(super) hasher: Hasher,
+    pub(super) hasher: OutlineHasher,
 }
 
 impl Upload {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use content::{AskRange, hash_bytes};
+use content::{AskRange, OutlineHasher, hash_bytes};
 use storage::{Order, Outcome, Ticket};
 use wire::{Duration, ErrorCode, FileId, Instant};
 
@@ -94,14 +94,21 @@ impl StorageDisk {
             }
             Order::Read { ask } => match self.files.get(&ask.file) {
                 Some(bytes) => {
-                    let part = match ask.range {
-                        AskRange::Whole => &bytes[..],
-                        AskRange::Part { offset, length } => {
-                            let start = (offset as usize).min(bytes.len());
-                            &bytes[start..(start + length as usize).min(bytes.len())]
-                        }
+                    let range = |of: &[u8], offset: u64, length: u64| {
+                        let start = (offset as usize).min(of.len());
+                        of[start..(start + length as usize).min(of.len())].to_vec()
                     };
-                    return (Outcome::Read { file_length: bytes.len() as u64 }, vec![part.to_vec()]);
+                    let part = match ask.range {
+                        AskRange::Whole => bytes.clone(),
+                        AskRange::Part { offset, length } => range(bytes, offset, length),
+                        AskRange::Outline { offset, length } => {
+                            let mut hasher = OutlineHasher::default();
+                            hasher.update(bytes);
+                            range(&hasher.finish().encode(), offset, length)
+                        }
+                        AskRange::Unknown { .. } => return (failed(ErrorCode::InvalidRequest), Vec::new()),
+                    };
+                    return (Outcome::Read { file_length: bytes.len() as u64 }, vec![part]);
                 }
                 None => failed(ErrorCode::FileUnknown),
             },
