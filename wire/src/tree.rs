@@ -28,6 +28,8 @@ pub const DEPTH_MAX: usize = 1024;
 pub const PACKED_SIZE_MAX: u64 = 64 * 1024;
 /// A pack is not larger, so that it is fetched whole.
 pub const PACK_SIZE_MAX: u64 = 8 * MIB as u64;
+/// Bytes of a tree: ten million entries with names of some length.
+pub const SIZE_MAX: u64 = 2 << 30;
 /// `Entry::file` of what has no bytes: directories, symlinks and empty files.
 pub const NO_FILE: u32 = u32::MAX;
 /// The class of a stored file that is a tree.
@@ -155,6 +157,9 @@ impl<B: AsRef<[u8]>> Tree<B> {
     pub fn decode(bytes: B) -> Result<Self, TreeError> {
         let layout = |what| TreeError::Layout { what };
         let all = bytes.as_ref();
+        if all.len() as u64 > SIZE_MAX {
+            return Err(layout("it is larger than 2 GiB"));
+        }
         let (head, _) = Head::ref_from_prefix(all).map_err(|_| layout("it is too short"))?;
         if &head.magic != MAGIC {
             return Err(layout("it does not begin as one"));

@@ -31,6 +31,7 @@ mod program;
 mod stage;
 mod storage;
 mod sweep;
+mod tree;
 mod upload;
 
 use bench::{Benches, Current};

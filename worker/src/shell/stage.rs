@@ -20,6 +20,7 @@ use wire::{Duration, FileAddress, FileId, Hash, Instant, JobId};
 use super::cache::{Cache, seal_file};
 use super::directory::{Directory, remove_tree};
 use super::storage::{Connections, Ourselves, StorageList};
+use super::tree;
 use crate::core::Order;
 
 /// Threads: one slow input must not hold up all other jobs.
@@ -88,6 +89,7 @@ struct Wanted {
     hash: Option<Hash>,
     path: PathBuf,
     is_executable: bool,
+    is_tree: bool,
 }
 
 impl Stager {
@@ -114,6 +116,7 @@ impl Stager {
                 hash: (!input.hash.is_nil()).then_some(input.hash),
                 path: inputs.join(OsStr::from_bytes(&input.path)),
                 is_executable: input.executable || order.spec.program_input == Some(position as u32),
+                is_tree: input.is_tree,
             },
             // The seed's words alone give no names.
             None => Wanted {
@@ -121,6 +124,7 @@ impl Stager {
                 hash: None,
                 path: inputs.join(file.to_string()),
                 is_executable: false,
+                is_tree: false,
             },
         };
         order.inputs.iter().enumerate().map(describe).collect()
@@ -137,8 +141,14 @@ impl Stager {
             })?;
             return seal_file(&wanted.path, wanted.is_executable).map_err(|error| error.to_string());
         }
+        let file = wanted.address.file;
+        if wanted.is_tree {
+            let (cache, gate) = (self.stage.cache.clone(), self.stage.gate.clone());
+            let bring = |file, hash| self.cache(file, hash, deadline);
+            return tree::write_out(&cache, (file, wanted.hash), &wanted.path, &gate, bring);
+        }
         for _ in 0..PLACINGS_MAX {
-            self.cache(wanted, deadline)?;
+            self.cache(file, wanted.hash, deadline)?;
             if self.place(wanted).map_err(|error| error.to_string())? {
                 return Ok(());
             }
@@ -147,13 +157,14 @@ impl Stager {
     }
 
     /// Sees to it that the cache has the file.
-    fn cache(&mut self, wanted: &Wanted, deadline: Instant) -> Result<(), String> {
-        let (file, hash, cache) = (wanted.address.file, wanted.hash, self.stage.cache.clone());
+    fn cache(&mut self, file: FileId, hash: Option<Hash>, deadline: Instant) -> Result<(), String> {
+        let cache = self.stage.cache.clone();
         if cache.holds(file, hash) {
             return Ok(());
         }
         let mut is_new = true;
-        self.ask_storage(wanted.address, deadline, |connections, address, timeout| {
+        let address = FileAddress { file, piece: None };
+        self.ask_storage(address, deadline, |connections, address, timeout| {
             let holder = connections.to(address).map_err(|error| error.to_string())?;
             let fetched = holder.fetch_store(file, hash, timeout, &cache.store).map_err(|error| error.to_string())?;
             is_new = !fetched.already_there;
