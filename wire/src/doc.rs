@@ -43,7 +43,7 @@ hash 32; the names. Entry 0 is the root; entries stand breadth first, the childr
 waiting, 5 job ended, 6 epoch granted, 7 node registered, 8 job snapshot; fields as `wire::event` writes them. A number\n\
 that is not known is skipped.\n\n\
 **Log entry**: version byte 1, the leader's stamp u64 in us since 1970, then the accepted requests as they came, each a\n\
-string.\n";
+string. Kinds from 200 on are the leader's own words, and exist only there.\n";
 
 /// The whole document.
 pub fn markdown() -> String {

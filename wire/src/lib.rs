@@ -15,6 +15,7 @@ pub mod log;
 mod message;
 pub mod record;
 pub mod run;
+pub mod running;
 mod status;
 mod text;
 mod time;

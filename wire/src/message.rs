@@ -204,7 +204,7 @@ messages! {
         num_files: U32;
         /// Ranges that run now, in the body of a heartbeat (job zero).
         num_items: U32;
-    } body "Results: `num_files` stored files with receipts, then `num_runs` runs (see below). Heartbeat: `num_items` chunk items."
+    } body "Results: `num_files` stored files with receipts, then `num_runs` runs (see below). Heartbeat: `num_items` chunk items, then for each of their chunks for how many us it has run, as a varint (from the last on they may be left out)."
 
     /// Asks for a file, or a range of one. The bare 41-byte form is answered with the whole content in one multipart message.
     3 FileRequest "file_request" from [Master LoadBalancer Worker Storage Gateway Client] min 41 {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use wire::job::{Input, JobBody, JobSpec};
 use wire::record::{ChunkItem, ChunkRecord, FileRecord, JobRecord, NodeRecord, StatusRecord, StoredFile};
-use wire::{ArraySpec, ChunkSet, FileId, Hash, KINDS, Message, Reader, event::LogEvent, log, record, run};
+use wire::{ArraySpec, ChunkSet, FileId, Hash, KINDS, Message, Reader, event::LogEvent, log, record, run, running};
 
 /// Feeds `bytes` to every decoder of the crate.
 fn decode_all(bytes: &[u8]) {
@@ -14,6 +14,9 @@ fn decode_all(bytes: &[u8]) {
     let _ = record::decode_output_index(bytes);
     let _ = record::records::<ChunkItem>(bytes);
     let _ = record::records_of::<ChunkItem>(bytes, u32::MAX);
+    for num_items in [0, 1, 3, u32::MAX] {
+        let _ = running::decode_running(bytes, num_items).map(|chunks| chunks.count());
+    }
     for (first, second) in [(0, 1), (1, 1), (1, 0), (u64::MAX, u64::MAX)] {
         let _ = run::decode_results(bytes, first as u32, second as u32);
         if let Ok(body) = JobBody::decode(bytes, first, second)

@@ -87,13 +87,13 @@ fn without_masters_nothing_is_waited_for() {
 fn heartbeats_go_to_the_leader_and_both_load_balancers_with_what_runs() {
     let mut worker = a_worker().build();
     worker.assign(1, job(1), 0, 3);
-    let heartbeat = |to: &str| format!("{to}: idle credit 3, r 0+2");
-    assert_eq!(worker.wait(1_000 * MS), ["master", "lb1", "lb2"].map(heartbeat));
+    let heartbeat = |to: &str, age: u32| format!("{to}: idle credit 3, r 0+2 for {age} {age} ms");
+    assert_eq!(worker.wait(1_000 * MS), ["master", "lb1", "lb2"].map(|to| heartbeat(to, 1_000)));
     worker.leads(MASTER2, 2);
-    assert_eq!(worker.wait(1_000 * MS), ["master2", "lb1", "lb2"].map(heartbeat));
+    assert_eq!(worker.wait(1_000 * MS), ["master2", "lb1", "lb2"].map(|to| heartbeat(to, 2_000)));
     // It falls silent: whoever leads now will say so.
     let later = worker.wait(4_000 * MS);
-    assert_eq!(later[later.len() - 4..], ["master", "master2", "lb1", "lb2"].map(heartbeat));
+    assert_eq!(later[later.len() - 4..], ["master", "master2", "lb1", "lb2"].map(|to| heartbeat(to, 6_000)));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! never taken twice; a higher attempt of it only says that somebody thinks the lower one is settled.
 
 use wire::record::{ChunkItem, holding, records_bytes};
+use wire::running::encode_running;
 use wire::{
     ChunkRange, ErrorCode, Instant, Inventory, JobId, Kill, Killed, Kind, PeerId, Retract, RetractAnswer, StatusState,
     U32, U64, WorkerRequest, WorkerStatus,
@@ -347,10 +348,12 @@ impl Worker {
         })
     }
 
-    /// What runs, for a heartbeat.
-    pub(super) fn running_items(&self) -> Vec<ChunkItem> {
-        let is_told = |holding: &Holding| self.jobs.at(holding.job).is_some_and(|job| job.seed_peer.is_none());
-        items(self.running().filter(is_told))
+    /// What runs, for a heartbeat: how many ranges, and its body.
+    pub(super) fn running_body(&self, now: Instant) -> (u32, Vec<u8>) {
+        let is_told = |job: JobId| self.jobs.at(job).is_some_and(|job| job.seed_peer.is_none());
+        let items = items(self.running().filter(|holding| is_told(holding.job)));
+        let told = self.slots.runs().filter(|(_, run)| is_told(run.job));
+        (items.len() as u32, encode_running(&items, told.map(|(_, run)| now.since(run.started_at))))
     }
 
     /// A timer of a run goes with it.

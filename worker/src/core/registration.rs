@@ -1,7 +1,7 @@
 //! Whom a worker talks to: it registers with the masters, follows the leader, and keeps a connection to every load
 //! balancer that the welcome or its settings name.
 
-use wire::record::{NodeRecord, records_bytes};
+use wire::record::NodeRecord;
 use wire::{
     ClientKey, Duration, HEARTBEAT_LEADER, Instant, LeaderHeartbeat, NodeHello, NodeWelcome, PeerId, Reader, Role,
     StatusState, U32, U64, WorkerStatus, Writer,
@@ -287,12 +287,12 @@ impl Worker {
         if now.since(self.registration.leader_heard_at) > self.settings.leader_silence_max {
             self.registration.leader = None;
         }
-        let running = self.running_items();
-        let status = self.idle_status(running.len() as u32);
+        let (num_items, running) = self.running_body(now);
+        let status = self.idle_status(num_items);
         for peer in self.registration.masters() {
-            self.send(peer, status, records_bytes(&running), actions);
+            self.send(peer, status, &running, actions);
         }
-        self.tell_load_balancers(status, records_bytes(&running), actions);
+        self.tell_load_balancers(status, &running, actions);
     }
 
     fn idle_status(&self, num_items: u32) -> WorkerStatus {

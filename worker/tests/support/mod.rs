@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use wire::job::{JobBody, JobSpec};
-use wire::record::{Bundle, ChunkItem, NodeRecord, Receipt, StoredFile, holding, records};
+use wire::record::{Bundle, ChunkItem, NodeRecord, Receipt, StoredFile, holding, records, records_bytes, records_of};
 use wire::run::decode_results;
+use wire::running::decode_running;
 use wire::{
     ArraySpec, BootNonce, ChunkRange, ClientKey, Duration, ErrorCode, FileId, FixedPart, Hash, Instant,
     InventoryRequest, JobId, Kill, Kind, LeaderHeartbeat, Message, NodeId, NodeState, NodeWelcome, PeerId,
@@ -399,7 +400,9 @@ fn said(frame: &[u8]) -> String {
         Message::WorkerStatus(status, body) => {
             let state = StatusState::from_number(status.state).expect("a state");
             match state {
-                StatusState::Idle => format!("idle credit {}{}", status.credit.get(), holds(body)),
+                StatusState::Idle => {
+                    format!("idle credit {}{}", status.credit.get(), runs(body, status.num_items.get()))
+                }
                 StatusState::Accepted if status.boot.get() != 0 => format!(
                     "accepted {}+{} epoch {} seen {} credit {}",
                     status.first.get(),
@@ -440,6 +443,15 @@ fn said(frame: &[u8]) -> String {
 }
 
 /// `, q 3+2 r 1+1`: what is queued, runs, ended well and ended badly, with attempts above 1.
+/// What runs, and for how many milliseconds each chunk has.
+fn runs(body: &[u8], num_items: u32) -> String {
+    let items = records_of::<ChunkItem>(body, num_items).expect("whole items");
+    let ages = decode_running(body, num_items).expect("whole items").map(|run| format!(" {}", run.age.as_millis()));
+    let ages: String = ages.collect();
+    let ages = if ages.is_empty() { ages } else { format!(" for{ages} ms") };
+    format!("{}{ages}", holds(records_bytes(items)))
+}
+
 fn holds(items: &[u8]) -> String {
     let words = records::<ChunkItem>(items).expect("whole items").iter().map(|item| {
         let state = match item.state {
