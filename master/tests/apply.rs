@@ -1,7 +1,7 @@
 //! Each line of the apply table, and that every order of entries leaves one terminal state per chunk.
 
 use crate::support::frames::*;
-use master::core::entry::EpochGrant;
+use master::core::entry::{CANCEL_RUNNING_MAX, EpochGrant, stamped_cancel};
 use master::core::state::{Epoch, Outcome, State};
 use proptest::prelude::*;
 use wire::event::LogEvent;
@@ -219,6 +219,58 @@ fn cancel_ends_what_has_not_ended() {
 }
 
 #[test]
+fn a_cancel_keeps_where_its_chunks_ran() {
+    let mut replica = a_replica(a_spec(20));
+    replica.apply(&[
+        succeeded(W1, J1, &[a_run(2, &[a_result()])]).frame(),
+        lost(1, (boot(1), 1), (W1, boot(1)), &[an_item(J1, 4, 1, 1)]),
+    ]);
+    let running = [
+        running(1, 3, 1, W1, 700),
+        running(4, 1, 1, W1, 800),
+        running(6, 1, 1, W2, 0),
+        running(9, 1, 1, W2, 900),
+        running(18, 90, 1, W2, 600),
+    ];
+    let (outcome, events) = replica.one(stamped_cancel(&cancel(1, J1, 0, 8), &running));
+    assert_eq!((outcome, events), (changed(7), words(&["canceled 0+2,3+5"])));
+    let ran = |replica: &Replica, chunk| {
+        let run = replica.job().canceled.of(chunk)?;
+        Some((run.worker, run.started_at.0, run.canceled_at.0))
+    };
+    // 2 had finished; 4 had been lost in between; 9 and 18 are not canceled by this.
+    let told: Vec<_> = (0..20).filter_map(|chunk| ran(&replica, chunk).map(|ran| (chunk, ran))).collect();
+    assert_eq!(told, [(1, (W1, 700, 3_000)), (3, (W1, 700, 3_000)), (6, (W2, 0, 3_000))]);
+    assert_eq!(replica.job().started_at.0, 700);
+
+    replica.apply(&[stamped_cancel(&cancel(2, J1, 0, u32::MAX), &running[4..])]);
+    assert_eq!((ran(&replica, 1), ran(&replica, 9)), (Some((W1, 700, 3_000)), None));
+    assert_eq!(ran(&replica, 19), Some((W2, 600, 4_000)));
+    let again = replica.one(stamped_cancel(&cancel(2, J1, 0, u32::MAX), &[running[2]]));
+    assert_eq!((again.0, ran(&replica, 6)), (changed(0), Some((W2, 0, 3_000))));
+}
+
+#[test]
+fn a_cancel_whose_running_ranges_are_out_of_place_changes_nothing() {
+    let mut replica = a_replica(a_spec(9));
+    let one = running(3, 2, 1, W1, 0);
+    let wrong = [
+        vec![running(3, 0, 1, W1, 0)],
+        vec![one, one],
+        vec![one, running(0, 1, 1, W1, 0)],
+        vec![running(u32::MAX, 2, 1, W1, 0)],
+        (0..=CANCEL_RUNNING_MAX as u32).map(|chunk| running(chunk, 1, 1, W1, 0)).collect(),
+    ];
+    for ranges in &wrong {
+        let outcome = replica.one(stamped_cancel(&cancel(1, J1, 0, 9), ranges)).0;
+        assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?} for {:?}", ranges[0]);
+    }
+    let no_cancel = stamped_cancel(&submit(1, J2, &a_spec(1)), &[one]);
+    assert!(matches!(replica.one(no_cancel).0, Outcome::Refused(_)));
+    assert_eq!(replica.job().counts().waiting, 9);
+}
+
+#[test]
 fn a_job_is_aborted_when_more_chunks_failed_than_it_allows() {
     let mut replica = a_replica(JobSpec { max_fails: Some(1), ..a_spec(9) });
     let (_, events) = replica.one(failed(W1, J1, 1, &[a_run(0, &[exit(1)])]).frame());
@@ -317,7 +369,10 @@ fn a_request() -> impl Strategy<Value = Vec<u8>> {
     let losses = (1u32..5, 0u32..12, 1u32..12).prop_map(|(attempt, first, count)| {
         lost(1, (boot(1), 1), (W1, boot(1)), &[an_item(J1, first, count, attempt)])
     });
-    let cancels = (0u32..12, 1u32..4).prop_map(|(first, count)| cancel(1, J1, first, count));
+    let cancels = (0u32..12, 1u32..4, 0u32..12, 1u32..4, 1u32..3).prop_map(|(first, count, from, runs, attempt)| {
+        let items = [running(from, 1, attempt, W1, 5), running(from + 1, runs, 1, W2, 0)];
+        stamped_cancel(&cancel(1, J1, first, count), &items)
+    });
     prop_oneof![6 => results, 3 => losses, 1 => cancels]
 }
 
@@ -371,7 +426,11 @@ proptest! {
         position in any::<prop::sample::Index>(), byte in any::<u8>(), length in any::<prop::sample::Index>(),
     ) {
         let mut replica = a_replica(a_spec(12));
-        replica.apply(&[succeeded(W1, J1, &[a_run(3, &[a_result()])]).frame(), hello(1, &a_node(W1, Role::Worker, 1))]);
+        replica.apply(&[
+            succeeded(W1, J1, &[a_run(3, &[a_result()])]).frame(),
+            hello(1, &a_node(W1, Role::Worker, 1)),
+            stamped_cancel(&cancel(1, J1, 5, 5), &[running(5, 1, 1, W1, 9), running(7, 2, 1, W2, 0)]),
+        ]);
         let mut bytes = replica.state.encode();
         let position = position.index(bytes.len());
         bytes[position] = byte;

@@ -2,6 +2,7 @@
 
 use crate::support::frames::*;
 use crate::support::*;
+use master::core::entry::{CANCEL_RUNNING_MAX, stamped_cancel};
 use wire::job::{Input, JobSpec};
 use wire::record::StoredFile;
 use wire::{Duration, Hash, NodeId, Role};
@@ -345,6 +346,58 @@ fn cancel_is_answered_with_what_it_changed() {
     assert_eq!(master.receives(CLIENT_PEER, cancel(2, J1, 0, u32::MAX)), ["1: committed #2 changed 4"]);
     assert_eq!(master.receives(CLIENT_PEER, cancel(3, J1, 0, u32::MAX)), ["1: committed #3 changed 0"]);
     assert_eq!(master.receives(CLIENT_PEER, cancel(4, J2, 0, 1)), [format!("1: error unknown_job #4: no job {J2}")]);
+}
+
+#[test]
+fn a_cancel_enters_the_log_with_what_runs() {
+    let mut master = a_master().build();
+    master.enthrones(1);
+    master.registers(W1_PEER, &a_node(W1, Role::Worker, 1)).registers(W2_PEER, &a_node(W2, Role::Worker, 1));
+    master.receives(CLIENT_PEER, submit(1, J1, &a_spec(9)));
+    master.receives(CLIENT_PEER, submit(2, J2, &a_spec(9)));
+    let second = Duration::from_secs(1);
+    // The first word about 2 counts, and of 3 only where it runs is known.
+    for age in [second, 3 * second] {
+        master.receives(W1_PEER, heartbeat_running(W1, boot(1), &[an_item(J1, 2, 2, 1)], &[age]));
+    }
+    master.runs_all(&[(J1, 7, 1, W2), (J2, 0, 9, W1), (J1, 2, 2, W1), (J1, 3, 1, W2)]);
+    let forged = stamped_cancel(&cancel(3, J1, 0, 9), &[running(0, 9, 1, W2, 1)]);
+    let refused = master.receives(CLIENT_PEER, forged);
+    assert!(refused[0].starts_with("1: error"), "only a leader says what runs: {refused:?}");
+
+    assert_eq!(master.receives(CLIENT_PEER, cancel(4, J1, 0, 6)), ["1: committed #4 changed 6"]);
+    let canceled = |master: &MasterUnderTest, chunk| {
+        let run = master.core.state().jobs[&J1].canceled.of(chunk)?;
+        Some((chunk, run.worker, run.started_at.0.saturating_sub(WALL)))
+    };
+    let told: Vec<_> = (0..9).filter_map(|chunk| canceled(&master, chunk)).collect();
+    assert_eq!(told, [(2, W1, master.now.0 - 1_000_000), (3, W1, 0)]);
+    let index = master.core.state().index;
+    assert_eq!(master.receives(CLIENT_PEER, cancel(4, J1, 0, 6)), ["1: committed #4 changed 0"]);
+    assert_eq!(master.core.state().index, index);
+
+    assert_eq!(master.receives(CLIENT_PEER, cancel(5, J1, 0, u32::MAX)), ["1: committed #5 changed 3"]);
+    assert_eq!(canceled(&master, 7), Some((7, W2, 0)));
+    let before = master.core.state().encode();
+    let restarted = master.crash_and_restart();
+    let job = |bytes: &[u8]| master::core::state::State::decode(bytes).unwrap().jobs[&J1].clone();
+    assert!(job(&before) == restarted.core.state().jobs[&J1], "the log says it again");
+}
+
+#[test]
+fn of_what_runs_a_cancel_tells_as_much_as_fits() {
+    let mut master = a_master().build();
+    master.enthrones(1);
+    master.receives(CLIENT_PEER, submit(1, J1, &a_spec(3_000)));
+    master.receives(W1_PEER, hello(1, &a_node(W1, Role::Worker, 1)));
+    let items: Vec<_> = (0..1_000).map(|n| (J1, 3 * n, 2, W1)).collect();
+    master.runs_all(&items);
+    let ages: Vec<_> = (0..1_024).map(Duration::from_secs).collect();
+    master.receives(W1_PEER, heartbeat_running(W1, boot(1), &[an_item(J1, 0, 3_000, 1)], &ages));
+    assert_eq!(master.receives(CLIENT_PEER, cancel(2, J1, 0, u32::MAX)), ["1: committed #2 changed 3000"]);
+    let canceled = &master.core.state().jobs[&J1].canceled;
+    assert_eq!(canceled.ranges().count(), CANCEL_RUNNING_MAX);
+    assert!(canceled.of(0).is_some() && canceled.of(2).is_none() && canceled.of(2_998).is_none());
 }
 
 #[test]

@@ -99,6 +99,34 @@ fn each_chunk_tells_its_state_attempt_and_result() {
 }
 
 #[test]
+fn chunks_tell_since_when_they_run_and_when_they_were_canceled() {
+    let mut master = a_master().build();
+    master.enthrones(1);
+    master.registers(W1_PEER, &a_node(W1, Role::Worker, 1));
+    master.receives(CLIENT_PEER, submit(1, J1, &a_spec(4)));
+    let ages = [Duration::from_millis(300)];
+    master.receives(W1_PEER, heartbeat_running(W1, boot(1), &[an_item(J1, 1, 1, 1)], &ages));
+    master.runs_all(&[(J1, 1, 1, W1), (J1, 2, 1, W2)]);
+    let (started_at, nobody) = (WALL + master.now.0 - 300_000, wire::NodeId::NIL);
+    let told = |master: &mut MasterUnderTest| {
+        let (chunks, _) = ask(master, query(1, Subject::Chunks), "last", ChunkRecord::decode).unwrap();
+        assert!(chunks.iter().all(|chunk| chunk.attempt == 1 && chunk.result.is_none()));
+        chunks.iter().map(|c| (c.state, c.node, c.started_at.0, c.finished_at.0)).collect::<Vec<_>>()
+    };
+    use ChunkState::{Canceled, Running, Waiting};
+    let waiting = (Waiting, nobody, 0, 0);
+    assert_eq!(told(&mut master), [waiting, (Running, W1, started_at, 0), (Running, W2, 0, 0), waiting]);
+    master.wait(Duration::from_millis(50));
+    let canceled_at = WALL + master.now.0;
+    master.receives(CLIENT_PEER, cancel(2, J1, 0, 3));
+    master.wait(Duration::from_millis(50));
+    let expected =
+        [(Canceled, nobody, 0, 0), (Canceled, W1, started_at, canceled_at), (Canceled, W2, 0, canceled_at), waiting];
+    assert_eq!(told(&mut master), expected);
+    assert_eq!(job_by(&mut master, "1").unwrap().started_at.0, started_at);
+}
+
+#[test]
 fn long_lists_come_in_pages() {
     let mut master = a_master().build();
     for n in 1..=5u8 {

@@ -6,7 +6,7 @@ use sim::client::Plan;
 use sim::process::Behaviour;
 use sim::scenario::{Cluster, range_of};
 use sim::world::{LOAD_BALANCER, MASTER, STORAGE};
-use wire::{ChunkState, Duration, Kind, Message};
+use wire::{ChunkState, Duration, Kind, Message, WallTime};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -55,8 +55,14 @@ fn canceled_chunks_are_killed() {
     let w1 = cluster.world.worker(1);
     let job = cluster.submit(Plan::new(6, Behaviour::lasting(30 * SECOND)));
     cluster.until("two run", |cluster| cluster.worker(w1).core.running_count() == 2);
+    // They are told of with a heartbeat of the worker and one of the load balancer.
+    cluster.run(2 * SECOND);
     let since = cluster.world.now;
     cluster.cancel(job);
+    let canceled = &cluster.master().expect("it is up").core.state().jobs[&job].canceled;
+    let told: Vec<_> = (0..6).filter_map(|chunk| canceled.of(chunk).map(|run| (chunk, run.started_at))).collect();
+    assert!(told.iter().map(|(chunk, _)| *chunk).eq(0..2), "those that ran are told apart: {told:?}");
+    assert!(told.iter().all(|(_, started_at)| *started_at != WallTime(0)), "since when is known: {told:?}");
     cluster.until("nothing of it is left", |cluster| {
         cluster.worker(w1).core.running_count() == 0 && cluster.worker(w1).core.queued_count() == 0
     });

@@ -35,6 +35,13 @@ impl ChunkRange {
         self.end() <= u64::from(chunk_count)
     }
 
+    /// The chunks that are in both; `None` = there are none.
+    pub fn within(self, other: ChunkRange) -> Option<ChunkRange> {
+        let first = self.first.max(other.first);
+        let count = self.end().min(other.end()).checked_sub(u64::from(first)).filter(|count| *count > 0)?;
+        u32::try_from(count).ok().map(|count| ChunkRange::new(first, count))
+    }
+
     pub fn chunks(self) -> impl Iterator<Item = u32> {
         (u64::from(self.first)..self.end()).map(|chunk| chunk as u32)
     }

@@ -268,9 +268,13 @@ pub struct ChunkRecord {
     pub chunk: u32,
     pub state: ChunkState,
     pub attempt: u32,
-    /// The worker of its result, or where it runs; nil = none.
+    /// The worker of its result, or where it runs, or ran when it was canceled; nil = none.
     pub node: NodeId,
-    /// What its accepted result says, if it has one.
+    /// Zero = it has not started, or since when it runs is not known.
+    pub started_at: WallTime,
+    /// Zero = it does not run, or has not ended.
+    pub finished_at: WallTime,
+    /// What its accepted result says, if it has one: the times are then those of the result.
     pub result: Option<ChunkResult>,
 }
 
@@ -278,10 +282,15 @@ impl ChunkRecord {
     pub fn encode(&self, to: &mut Writer) {
         to.varint(self.chunk.into()).raw(&[self.state as u8, u8::from(self.result.is_some())]);
         to.varint(self.attempt.into()).plain(&self.node);
-        if let Some(result) = &self.result {
-            result.encode(WallTime(0), to);
-            if let Some(bundle) = &result.bundle {
-                to.plain(&bundle.file);
+        match &self.result {
+            Some(result) => {
+                result.encode(WallTime(0), to);
+                if let Some(bundle) = &result.bundle {
+                    to.plain(&bundle.file);
+                }
+            }
+            None => {
+                to.varint(self.started_at.0).varint(self.finished_at.0);
             }
         }
     }
@@ -290,16 +299,17 @@ impl ChunkRecord {
         let chunk = from.varint32()?;
         let [state, has_result] = from.raw(2)?.try_into().expect("two bytes were read");
         let (attempt, node) = (from.varint32()?, *from.plain()?);
-        let mut result = None;
-        if has_result == 1 {
-            let mut decoded = ChunkResult::decode(WallTime(0), &[], from)?;
-            if let Some(bundle) = &mut decoded.bundle {
+        let (started_at, finished_at, result) = if has_result == 1 {
+            let mut result = ChunkResult::decode(WallTime(0), &[], from)?;
+            if let Some(bundle) = &mut result.bundle {
                 bundle.file = *from.plain()?;
             }
-            result = Some(decoded);
-        }
+            (result.started_at, result.finished_at(), Some(result))
+        } else {
+            (WallTime(from.varint()?), WallTime(from.varint()?), None)
+        };
         let state = ChunkState::from_number(state).ok_or(DecodeError::Body { what: "a chunk state is unknown" })?;
-        Ok(Self { chunk, state, attempt, node, result })
+        Ok(Self { chunk, state, attempt, node, started_at, finished_at, result })
     }
 }
 

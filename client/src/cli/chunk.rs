@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use clap::Subcommand;
 use client::{ChunkSelector, Connection};
 use serde_json::Value;
-use wire::NodeId;
 use wire::record::{ChunkRecord, JobRecord, NodeRecord, OutputEntry};
+use wire::{NodeId, WallTime};
 
 use super::failure::Failure;
 use super::output::{Output, cell};
@@ -89,13 +89,16 @@ fn text(output: &Output, job: &JobRecord, chunks: &[ChunkRecord], nodes: &[NodeR
             Some((None, None)) | None => none(),
         };
         let seconds = |micros: u64| format!("{:.3}", micros as f64 / 1e6);
+        // Of a canceled one there is no result, but it may be known when it ran.
+        let are_known = chunk.started_at != WallTime(0) && chunk.finished_at != WallTime(0);
+        let ran = are_known.then(|| chunk.finished_at.0.saturating_sub(chunk.started_at.0));
         vec![
             format!("{}.{}", job.number, job.array.number(chunk.chunk)),
             chunk.state.word().to_owned(),
             chunk.attempt.to_string(),
             end,
             shape::cause(chunk).map_or_else(none, str::to_owned),
-            result.map_or_else(none, |result| seconds(result.duration_us)),
+            result.map(|result| result.duration_us).or(ran).map_or_else(none, seconds),
             result.map_or_else(none, |result| seconds(result.cpu_us)),
             result.map_or_else(none, |result| client::quantity::size_text(result.max_rss_kib.saturating_mul(1024))),
             name(chunk.node),

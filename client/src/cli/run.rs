@@ -257,7 +257,8 @@ mod tests {
             cause,
             bundle: None,
         };
-        ChunkRecord { chunk: 0, state, attempt: 1, node: NodeId::NIL, result: Some(result) }
+        let (node, started_at, finished_at) = (NodeId::NIL, result.started_at, result.finished_at());
+        ChunkRecord { chunk: 0, state, attempt: 1, node, started_at, finished_at, result: Some(result) }
     }
 
     #[test]

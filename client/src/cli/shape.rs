@@ -67,8 +67,8 @@ pub fn chunk(array: &ArraySpec, chunk: &ChunkRecord, outputs: &[OutputEntry]) ->
         "node": node_id(chunk.node),
         "cpu_us": result.map(|result| result.cpu_us),
         "max_rss_bytes": result.map(|result| result.max_rss_kib.saturating_mul(1024)),
-        "started_at": result.and_then(|result| time(result.started_at)),
-        "finished_at": result.and_then(|result| time(result.finished_at())),
+        "started_at": time(chunk.started_at),
+        "finished_at": time(chunk.finished_at),
         "stdout": address(bundle.and_then(|bundle| bundle.stdout())),
         "stderr": address(bundle.and_then(|bundle| bundle.stderr())),
         "outputs": outputs_json,
@@ -197,7 +197,15 @@ mod tests {
             bundle: Some(bundle),
         };
         let node = NodeId([2; 16]);
-        let record = ChunkRecord { chunk: 1, state: ChunkState::Finished, attempt: 1, node, result: Some(result) };
+        let record = ChunkRecord {
+            chunk: 1,
+            state: ChunkState::Finished,
+            attempt: 1,
+            node,
+            started_at: result.started_at,
+            finished_at: result.finished_at(),
+            result: Some(result),
+        };
         let output = |name: &[u8], length| OutputEntry { name: name.to_vec(), length, hash: Hash::NIL, mode: 0o644 };
         let outputs = [output(b"a", 3), output(b"empty", 0), output(b"b", 4)];
         let value = chunk(&ArraySpec::parse("5-6").unwrap(), &record, &outputs);
@@ -229,7 +237,15 @@ mod tests {
 
     #[test]
     fn a_chunk_without_a_result_has_nulls_and_a_lost_one_its_cause() {
-        let record = ChunkRecord { chunk: 0, state: ChunkState::Waiting, attempt: 1, node: NodeId::NIL, result: None };
+        let record = ChunkRecord {
+            chunk: 0,
+            state: ChunkState::Waiting,
+            attempt: 1,
+            node: NodeId::NIL,
+            started_at: WallTime(0),
+            finished_at: WallTime(0),
+            result: None,
+        };
         let value = chunk(&ArraySpec::plain(1), &record, &[]);
         assert_eq!((&value["node"], &value["exit_code"], &value["cause"]), (&Value::Null, &Value::Null, &Value::Null));
         let lost = ChunkRecord { state: ChunkState::Failed, ..record };

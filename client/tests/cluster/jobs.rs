@@ -164,9 +164,23 @@ fn a_canceled_job_leaves_nothing_running() {
     let job = dev.submit(&["--array", "1-50", "--env", mark.variable(), "--", "sleep", "1000"]);
     mark.expect_count(1, SOON);
     dev.zg(&["job", "wait", &job, "--timeout", "100ms"]).expect_error(124, &["has not ended"]);
+    let is_told = |chunk: &Value| chunk["state"] == "running" && chunk["started_at"] != Value::Null;
+    let running = until(SOON, || dev.chunks(&job).into_iter().find(is_told)).expect("it is told since when one runs");
     dev.zg(&["job", "cancel", &job]).expect_success();
     let record = dev.wait(&job, SOON);
     assert_eq!((&record["state"], &record["chunks"]["canceled"]), (&json!("canceled"), &json!(50)));
+    // Which of them ran, and what of it is known, is told apart from what only waited.
+    let chunks = dev.chunks(&job);
+    let ran = chunks.iter().find(|chunk| chunk["chunk"] == running["chunk"]).expect("it is listed");
+    for field in ["node", "attempt", "started_at"] {
+        assert_eq!(ran[field], running[field], "{ran}");
+    }
+    assert_eq!((&ran["state"], &ran["finished_at"]), (&json!("canceled"), &record["finished_at"]));
+    let waited = chunks.last().expect("it is listed");
+    assert_eq!(
+        (&waited["node"], &waited["started_at"], &waited["finished_at"]),
+        (&Value::Null, &Value::Null, &Value::Null)
+    );
     mark.expect_gone(SOON);
     assert_eq!(dev.zg(&["run", "--", "echo", "next"]).text(), "next\n");
     dev.stop();

@@ -8,7 +8,7 @@ use wire::job::JobSpec;
 use wire::record::StoredFile;
 use wire::{BootNonce, ErrorCode, Instant, JobId, Kind, LOST_NEWER_BOOT, Message, NodeId, PeerId, Role, bytes_text};
 
-use super::entry::{Cancel, LostWorker, Request, Results, Submit};
+use super::entry::{CANCEL_RUNNING_MAX, Cancel, LostWorker, Request, Results, Submit, stamped_cancel};
 use super::leader::{Form, Key, Waiter, code_of};
 use super::state::{Epoch, Outcome};
 use super::{Action, Core, Decision, request_of};
@@ -90,8 +90,27 @@ impl Core {
         match verdict {
             Verdict::Answer(outcome) => self.answer(&waiter, &outcome, self.state.index, actions),
             Verdict::Refuse(refusal) => self.answer_refused(&waiter, refusal.code, &refusal.detail, actions),
-            Verdict::Propose => self.propose(waiter, frame.to_vec(), actions),
+            Verdict::Propose => {
+                let frame = match &parsed {
+                    Request::Cancel(cancel) => self.stamp_cancel(cancel, frame),
+                    Request::Submit(_)
+                    | Request::RecordFile(_)
+                    | Request::Results(_)
+                    | Request::Register(_)
+                    | Request::Lost(_)
+                    | Request::GrantEpoch(_) => frame.to_vec(),
+                };
+                waiter.size = frame.len();
+                self.propose(waiter, frame, actions);
+            }
         }
+    }
+
+    /// Adds what runs of it, so that every master can tell what was stopped from what only waited.
+    fn stamp_cancel(&self, cancel: &Cancel, frame: &[u8]) -> Vec<u8> {
+        let mut running = self.running_of(&self.state.jobs[&cancel.job], cancel.range);
+        running.truncate(CANCEL_RUNNING_MAX);
+        if running.is_empty() { frame.to_vec() } else { stamped_cancel(frame, &running) }
     }
 
     /// Puts a request into this turn's entry, unless it is under way already.

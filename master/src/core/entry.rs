@@ -8,14 +8,18 @@ use wire::job::{JobBody, JobSpec};
 use wire::record::{ChunkItem, NodeRecord, StoredFile, records_of};
 use wire::run::{Run, decode_results};
 use wire::{
-    BootNonce, ChunkRange, DecodeError, FixedPart, JobId, Message, NodeHello, NodeId, NodeState, Reader, Role,
-    StatusState, U32, U64, Writer,
+    BootNonce, CancelJob, ChunkRange, DecodeError, FixedPart, JobId, Message, NodeHello, NodeId, NodeState, Reader,
+    Role, StatusState, U32, U64, WallTime, Writer,
 };
 
 /// Kinds from here on exist only inside the log.
 pub const INTERNAL_KIND_MIN: u8 = 200;
 /// An `EpochGrant`: kind, load balancer (16 bytes), boot and epoch as varints.
 const EPOCH_GRANT: u8 = INTERNAL_KIND_MIN;
+/// A `cancel_job` with what runs of it: see `stamped_cancel`.
+const STAMPED_CANCEL: u8 = INTERNAL_KIND_MIN + 1;
+/// Ranges that a cancel says to run. What is beyond counts as waiting, which is only less told.
+pub const CANCEL_RUNNING_MAX: usize = 1024;
 
 /// A request of the log.
 #[derive(Clone, PartialEq, Debug)]
@@ -41,10 +45,64 @@ pub struct Submit<'a> {
 }
 
 /// Chunks to cancel.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cancel {
     pub job: JobId,
     pub range: ChunkRange,
+    /// What runs in the eyes of the leader, in order, each chunk at most once.
+    pub running: Vec<RunningRange>,
+}
+
+/// Chunks of a job that run on a worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RunningRange {
+    pub range: ChunkRange,
+    pub attempt: u32,
+    pub worker: NodeId,
+    /// Zero = not known.
+    pub started_at: WallTime,
+}
+
+/// A `cancel_job` as it came, with what runs of it at most `CANCEL_RUNNING_MAX` ranges.
+pub fn stamped_cancel(frame: &[u8], running: &[RunningRange]) -> Vec<u8> {
+    let mut to = Writer::new();
+    to.raw(&[STAMPED_CANCEL]).string(frame).varint(running.len() as u64);
+    for item in running {
+        to.varint(item.range.first.into()).varint(item.range.count.into()).varint(item.attempt.into());
+        to.plain(&item.worker).varint(item.started_at.0);
+    }
+    to.bytes
+}
+
+impl Cancel {
+    fn decode_stamped(frame: &[u8]) -> Result<Self, RequestError> {
+        let mut from = Reader::new(&frame[1..]);
+        let Message::CancelJob(fixed, _) = Message::decode(from.string()?)? else {
+            return Err(RequestError::Rule("what is stamped is no cancel_job".into()));
+        };
+        let count = from.varint()?;
+        if count > CANCEL_RUNNING_MAX as u64 {
+            return Err(RequestError::Rule(format!("{count} ranges run, the limit is {CANCEL_RUNNING_MAX}")));
+        }
+        let mut running = Vec::new();
+        let mut end = 0;
+        for _ in 0..count {
+            let range = ChunkRange::new(from.varint32()?, from.varint32()?);
+            if range.count == 0 || u64::from(range.first) < end || !range.is_within(u32::MAX) {
+                return Err(DecodeError::Body { what: "a range that runs is out of place" }.into());
+            }
+            end = range.end();
+            let (attempt, worker, started_at) = (from.varint32()?, *from.plain()?, WallTime(from.varint()?));
+            running.push(RunningRange { range, attempt, worker, started_at });
+        }
+        from.end()?;
+        Ok(Self { running, ..Self::parse(&fixed) })
+    }
+
+    fn parse(fixed: &CancelJob) -> Self {
+        let range = ChunkRange::new(fixed.first.get(), fixed.count.get());
+        Self { job: fixed.job_uuid.job(), range, running: Vec::new() }
+    }
 }
 
 /// A batch of results: one job, one outcome, one attempt.
@@ -112,13 +170,13 @@ impl<'a> Request<'a> {
         if frame.first() == Some(&EPOCH_GRANT) {
             return Ok(Request::GrantEpoch(EpochGrant::decode(frame)?));
         }
+        if frame.first() == Some(&STAMPED_CANCEL) {
+            return Ok(Request::Cancel(Cancel::decode_stamped(frame)?));
+        }
         let message = Message::decode(frame)?;
         match message {
             Message::SubmitJob(..) => Submit::parse(&message, frame).map(|submit| Request::Submit(Box::new(submit))),
-            Message::CancelJob(fixed, _) => Ok(Request::Cancel(Cancel {
-                job: fixed.job_uuid.job(),
-                range: ChunkRange::new(fixed.first.get(), fixed.count.get()),
-            })),
+            Message::CancelJob(fixed, _) => Ok(Request::Cancel(Cancel::parse(&fixed))),
             Message::RecordFile(_, body) => {
                 let mut from = Reader::new(body);
                 let file = StoredFile::decode(&mut from)?;

@@ -149,7 +149,7 @@ impl Core {
     pub fn step(&mut self, event: Event<'_>, now: Instant, wall: WallTime, actions: &mut Vec<Action>) {
         match event {
             Event::Received { from, role, frame } => {
-                self.on_received(from, role, frame, now, actions);
+                self.on_received(from, role, frame, now, wall, actions);
                 if self.backlog.is_full_entry(self.config.limits.entry_bytes_max) {
                     self.flush(now, wall, actions);
                 }
@@ -294,7 +294,15 @@ impl Core {
         actions.push(Action::Compact { index: self.raft.log().compacted_index() });
     }
 
-    fn on_received(&mut self, from: PeerId, role: Option<Role>, frame: &[u8], now: Instant, actions: &mut Vec<Action>) {
+    fn on_received(
+        &mut self,
+        from: PeerId,
+        role: Option<Role>,
+        frame: &[u8],
+        now: Instant,
+        wall: WallTime,
+        actions: &mut Vec<Action>,
+    ) {
         let message = match Message::decode(frame) {
             Ok(message) => message,
             Err(error) => {
@@ -322,7 +330,7 @@ impl Core {
             Message::WorkerStatus(ref fixed, _) if fixed.num_runs.get() > 0 => {
                 self.on_request(from, role, &message, frame, now, actions)
             }
-            Message::WorkerStatus(fixed, _) => self.on_heartbeat(from, &fixed, now, actions),
+            Message::WorkerStatus(fixed, body) => self.on_heartbeat(from, &fixed, body, now, wall, actions),
             Message::LoadBalancerHeartbeat(fixed, body) => self.on_balancer_heartbeat(from, &fixed, body, now, actions),
             Message::Query(fixed, body) => self.on_query(from, &fixed, body, now, actions),
             Message::Watch(fixed, _) => self.on_watch(from, &fixed, now, actions),

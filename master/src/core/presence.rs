@@ -6,18 +6,21 @@
 use std::collections::BTreeMap;
 
 use wire::record::{RunningItem, records_of};
+use wire::running::{RunningChunk, decode_running};
 use wire::{
     BootNonce, ChunkRange, Duration, ErrorCode, FixedPart, HEARTBEAT_LEADER, Instant, JobId, Kind, LeaderHeartbeat,
-    LoadBalancerHeartbeat, NodeId, PeerId, Role, U32, U64, WorkerStatus,
+    LoadBalancerHeartbeat, NodeId, PeerId, Role, U32, U64, WallTime, WorkerStatus,
 };
 
-use super::entry::EpochGrant;
+use super::entry::{EpochGrant, RunningRange};
 use super::leader::Key;
-use super::state::{Epoch, State};
+use super::state::{Epoch, Job, State};
 use super::{Action, Core};
 
 /// Running ranges that a load balancer may list.
 const RUNNING_ITEMS_MAX: usize = 1024;
+/// Running chunks of one worker whose start is kept.
+const STARTS_MAX: usize = 1024;
 
 /// What this leader has heard.
 #[derive(Debug, Default)]
@@ -26,9 +29,14 @@ pub(super) struct Presence {
     heard: BTreeMap<NodeId, Heard>,
     /// What load balancers say of themselves.
     views: BTreeMap<NodeId, BalancerView>,
+    /// Since when chunks run on a worker, as its last heartbeat had it. Of those in `heard`.
+    starts: BTreeMap<NodeId, Starts>,
     /// When the last epoch was granted because its primary was silent.
     replaced_at: Option<Instant>,
 }
+
+/// By chunk: the attempt that runs, and since when.
+type Starts = BTreeMap<(JobId, u32), (u32, WallTime)>;
 
 #[derive(Clone, Copy, Debug)]
 struct Heard {
@@ -54,6 +62,44 @@ impl Presence {
         if boot >= newest {
             self.heard.insert(node, Heard { boot, at: now });
         }
+    }
+
+    /// Notes since when a worker's chunks run. The first word on a chunk stands, since the later ones differ only by how
+    /// long they were under way.
+    fn hear_running(&mut self, node: NodeId, running: impl Iterator<Item = RunningChunk>, wall: WallTime) {
+        let before = self.starts.remove(&node).unwrap_or_default();
+        let start = |run: RunningChunk| {
+            let told = WallTime(wall.0.saturating_sub(u64::try_from(run.age.as_micros()).unwrap_or(u64::MAX)));
+            let known = before.get(&(run.job, run.chunk)).filter(|(attempt, _)| *attempt == run.attempt);
+            ((run.job, run.chunk), (run.attempt, known.map_or(told, |(_, at)| *at)))
+        };
+        let starts: Starts = running.take(STARTS_MAX).map(start).collect();
+        if !starts.is_empty() {
+            self.starts.insert(node, starts);
+        }
+    }
+
+    /// The range cut where the start of its chunks differs.
+    fn cut_by_start(&self, running: RunningRange, job: JobId, cut: &mut Vec<RunningRange>) {
+        let RunningRange { range, attempt, worker, .. } = running;
+        let mut at = u64::from(range.first);
+        let mut push = |first: u64, end: u64, started_at: WallTime| {
+            if first < end {
+                let range = ChunkRange::new(first as u32, (end - first) as u32);
+                cut.push(RunningRange { range, started_at, ..running });
+            }
+        };
+        let keys = (job, range.first)..(job, u32::try_from(range.end()).unwrap_or(u32::MAX));
+        for ((_, chunk), (of, started_at)) in
+            self.starts.get(&worker).into_iter().flat_map(|map| map.range(keys.clone()))
+        {
+            if *of == attempt {
+                push(at, (*chunk).into(), WallTime(0));
+                push((*chunk).into(), u64::from(*chunk) + 1, *started_at);
+                at = u64::from(*chunk) + 1;
+            }
+        }
+        push(at, range.end(), WallTime(0));
     }
 
     /// The newest boot of a node that was heard.
@@ -95,11 +141,50 @@ pub(super) fn running_of(items: &[RunningItem], job: JobId) -> impl Iterator<Ite
 }
 
 impl Core {
-    /// A node other than a load balancer is alive.
-    pub(super) fn on_heartbeat(&mut self, from: PeerId, fixed: &WorkerStatus, now: Instant, actions: &mut Vec<Action>) {
-        // A status of a chunk that is not a result is for load balancers; here it only shows that its worker lives.
+    /// What of a job runs, at the attempts that count: in order, each chunk once. The view is a little old, so a chunk
+    /// may be listed on two workers; it is told of one.
+    pub(super) fn running_of(&self, job: &Job, within: ChunkRange) -> Vec<RunningRange> {
+        let mut running = Vec::new();
+        for (range, attempt, worker) in running_of(self.presence.running(&self.state.epoch), job.job) {
+            let Some(range) = range.within(within).and_then(|range| range.within(job.range())) else { continue };
+            for (range, _) in job.tries.pieces(range).into_iter().filter(|(_, tries)| tries.attempt == attempt) {
+                let unknown = RunningRange { range, attempt, worker, started_at: WallTime(0) };
+                self.presence.cut_by_start(unknown, job.job, &mut running);
+            }
+        }
+        running.sort_by_key(|item| item.range.first);
+        let mut end = 0;
+        running.retain_mut(|item| {
+            let first = u64::from(item.range.first).max(end);
+            let is_new = first < item.range.end();
+            if is_new {
+                item.range = ChunkRange::new(first as u32, (item.range.end() - first) as u32);
+                end = item.range.end();
+            }
+            is_new
+        });
+        running
+    }
+
+    /// A node other than a load balancer is alive, and may say what runs on it.
+    pub(super) fn on_heartbeat(
+        &mut self,
+        from: PeerId,
+        fixed: &WorkerStatus,
+        body: &[u8],
+        now: Instant,
+        wall: WallTime,
+        actions: &mut Vec<Action>,
+    ) {
         let (node, boot) = (fixed.header.node_uuid.node(), BootNonce(fixed.boot.get()));
         self.presence.hear(&self.state, node, boot, now);
+        // A status of a chunk that is not a result is for load balancers; here it only shows that its worker lives.
+        if fixed.job_uuid.job().is_nil()
+            && self.presence.heard.get(&node).is_some_and(|heard| heard.boot == boot)
+            && let Ok(running) = decode_running(body, fixed.num_items.get())
+        {
+            self.presence.hear_running(node, running, wall);
+        }
         self.answer_heartbeat(from, Kind::WorkerStatus, node, boot, actions);
     }
 

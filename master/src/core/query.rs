@@ -9,8 +9,9 @@ use wire::{
     QUERY_ALL, Query, Role, Subject, U16, U32, U64, WallTime, Writer, bytes_text, limit::BLOCK_SIZE,
 };
 
+use super::entry::RunningRange;
 use super::presence::running_of;
-use super::state::{Accepted, Job};
+use super::state::{Accepted, CanceledRun, Job};
 use super::{Action, Core};
 
 /// Records of one answer.
@@ -185,14 +186,15 @@ impl Core {
         let count = job.facts.chunk_count;
         let Ok(first) = u32::try_from(first) else { return };
         let range = ChunkRange::new(first, page.limit.min(count.saturating_sub(first)));
-        let running: Vec<(ChunkRange, u32, NodeId)> =
-            running_of(self.presence.running(&self.state.epoch), job.job).collect();
+        let running = self.running_of(job, range);
+        let mut running =
+            running.iter().flat_map(|item| item.range.chunks().map(move |chunk| (chunk, item))).peekable();
         let accepted = job.results.read(range);
         let mut accepted = accepted.iter().peekable();
         for chunk in range.chunks() {
             let result = accepted.next_if(|accepted| accepted.chunk == chunk);
-            let running = running.iter().find(|(range, ..)| range.contains(chunk));
-            if !page.push(|to| chunk_record(job, chunk, result, running.copied()).encode(to)) {
+            let running = running.next_if(|(of, _)| *of == chunk).map(|(_, item)| item);
+            if !page.push(|to| chunk_record(job, chunk, result, running).encode(to)) {
                 page.next = chunk.into();
                 return;
             }
@@ -258,23 +260,39 @@ impl Core {
     }
 }
 
-fn chunk_record(
-    job: &Job,
-    chunk: u32,
-    accepted: Option<&Accepted>,
-    running: Option<(ChunkRange, u32, NodeId)>,
-) -> ChunkRecord {
-    let attempt = job.tries.of(chunk).attempt;
-    if let Some(state) = job.ended_state(chunk) {
-        let (attempt, node, result) = match accepted {
-            Some(accepted) => (accepted.attempt, accepted.worker, Some(accepted.result)),
-            None => (attempt, NodeId::NIL, job.lost.contains(chunk).then_some(WORKER_LOST)),
+fn chunk_record(job: &Job, chunk: u32, accepted: Option<&Accepted>, running: Option<&RunningRange>) -> ChunkRecord {
+    let nothing = ChunkRecord {
+        chunk,
+        state: job.ended_state(chunk).unwrap_or(ChunkState::Waiting),
+        attempt: job.tries.of(chunk).attempt,
+        node: NodeId::NIL,
+        started_at: WallTime(0),
+        finished_at: WallTime(0),
+        result: None,
+    };
+    if let Some(Accepted { attempt, worker, result, .. }) = accepted {
+        let (started_at, finished_at) = (result.started_at, result.finished_at());
+        return ChunkRecord {
+            attempt: *attempt,
+            node: *worker,
+            started_at,
+            finished_at,
+            result: Some(*result),
+            ..nothing
         };
-        return ChunkRecord { chunk, state, attempt, node, result };
     }
-    match running {
-        Some((_, attempt, node)) => ChunkRecord { chunk, state: ChunkState::Running, attempt, node, result: None },
-        None => ChunkRecord { chunk, state: ChunkState::Waiting, attempt, node: NodeId::NIL, result: None },
+    if let Some(CanceledRun { worker, started_at, canceled_at }) = job.canceled.of(chunk) {
+        return ChunkRecord { node: worker, started_at, finished_at: canceled_at, ..nothing };
+    }
+    if job.lost.contains(chunk) {
+        return ChunkRecord { result: Some(WORKER_LOST), ..nothing };
+    }
+    match running.filter(|_| job.open.contains(chunk)) {
+        Some(item) => {
+            let RunningRange { worker, started_at, .. } = *item;
+            ChunkRecord { state: ChunkState::Running, node: worker, started_at, ..nothing }
+        }
+        None => nothing,
     }
 }
 

@@ -4,6 +4,7 @@
 //! that applied the same entries hold the same state, whatever their clocks, sockets and disks did meanwhile. Time comes
 //! only from the entry's stamp.
 
+mod canceled;
 mod job;
 mod results;
 mod snapshot;
@@ -17,6 +18,7 @@ use wire::{BootNonce, FileId, Hash, JobId, NodeId, Role, WallTime, log};
 
 use super::entry::{Cancel, EpochGrant, LostWorker, Request, RequestError, Results, Submit};
 
+pub use canceled::CanceledRun;
 pub use job::Job;
 use job::{Changes, Facts, Holder};
 pub use results::Accepted;
@@ -120,7 +122,7 @@ impl State {
     fn apply_request<'a>(&mut self, request: Request<'a>, events: &mut Vec<LogEvent<'a>>) -> Outcome {
         match request {
             Request::Submit(submit) => self.submit(&submit, events),
-            Request::Cancel(cancel) => self.cancel(cancel, events),
+            Request::Cancel(cancel) => self.cancel(&cancel, events),
             Request::RecordFile(file) => self.record_file(&file),
             Request::Results(results) => self.results(&results, events),
             Request::Register(record) => self.register(record, events),
@@ -153,10 +155,10 @@ impl State {
         Some(Outcome::ExistsDifferent { detail })
     }
 
-    fn cancel(&mut self, cancel: Cancel, events: &mut Vec<LogEvent<'_>>) -> Outcome {
+    fn cancel(&mut self, cancel: &Cancel, events: &mut Vec<LogEvent<'_>>) -> Outcome {
         let stamp = self.stamp;
         let Some(job) = self.jobs.get_mut(&cancel.job) else { return Outcome::UnknownJob { job: cancel.job } };
-        let changes = job.cancel(cancel.range, stamp);
+        let changes = job.cancel(cancel.range, &cancel.running, stamp);
         self.tell(cancel.job, changes, None, events)
     }
 

@@ -1,10 +1,12 @@
 //! Builders of the messages that masters take.
 
+use master::core::entry::RunningRange;
 use wire::job::{JobBody, JobSpec};
 use wire::record::{ChunkItem, ChunkResult, NodeRecord, Receipt, RunningItem, StoredFile, holding, records_bytes};
 use wire::run::{Run, encode_results};
+use wire::running::encode_running;
 use wire::{
-    ArraySpec, BootNonce, CancelJob, Cause, ChunkRange, ClientKey, FileId, FixedPart, Hash, JobId,
+    ArraySpec, BootNonce, CancelJob, Cause, ChunkRange, ClientKey, Duration, FileId, FixedPart, Hash, JobId,
     LoadBalancerHeartbeat, Lost, NodeHello, NodeId, NodeState, Query, RecordFile, Role, Subject, SubmitJob, U16, U32,
     U64, WallTime, Watch, WorkerStatus, Writer,
 };
@@ -47,6 +49,11 @@ pub fn cancel(request: u64, job: JobId, first: u32, count: u32) -> Vec<u8> {
     let (first, count) = (U32::new(first), U32::new(count));
     CancelJob { request: U64::new(request), job_uuid: job.into(), first, count, ..CancelJob::DEFAULT }
         .frame(CLIENT, b"")
+}
+
+/// What a leader may say to run in a cancel.
+pub fn running(first: u32, count: u32, attempt: u32, worker: NodeId, started_at: u64) -> RunningRange {
+    RunningRange { range: ChunkRange::new(first, count), attempt, worker, started_at: WallTime(started_at) }
 }
 
 /// A result that exits 0 after 900 microseconds.
@@ -123,6 +130,13 @@ impl Batch {
 /// A worker's heartbeat.
 pub fn heartbeat(worker: NodeId, boot: BootNonce) -> Vec<u8> {
     WorkerStatus { boot: U64::new(boot.0), ..WorkerStatus::DEFAULT }.frame(worker, b"")
+}
+
+/// A worker's heartbeat that says what runs, and for how long each chunk has.
+pub fn heartbeat_running(worker: NodeId, boot: BootNonce, items: &[ChunkItem], ages: &[Duration]) -> Vec<u8> {
+    let num_items = U32::new(items.len() as u32);
+    WorkerStatus { boot: U64::new(boot.0), num_items, ..WorkerStatus::DEFAULT }
+        .frame(worker, &encode_running(items, ages.iter().copied()))
 }
 
 pub fn an_item(job: JobId, first: u32, count: u32, attempt: u32) -> ChunkItem {

@@ -14,6 +14,8 @@ use wire::{
 };
 
 pub const MASTER: NodeId = NodeId([0xA1; 16]);
+/// Wall time when the masters' clocks begin.
+pub const WALL: u64 = 1_795_513_666_000_000;
 /// Connections.
 pub const CLIENT_PEER: PeerId = PeerId(1);
 pub const BALANCER_PEER: PeerId = PeerId(2);
@@ -160,7 +162,7 @@ impl MasterUnderTest {
 
     pub fn step(&mut self, event: Event<'_>) -> Vec<(PeerId, Vec<u8>)> {
         let mut actions = Vec::new();
-        let wall = WallTime(1_795_513_666_000_000 + self.now.0);
+        let wall = WallTime(WALL + self.now.0);
         self.core.step(event, self.now, wall, &mut actions);
         if self.checks_invariants {
             self.core.check_invariants();
@@ -200,9 +202,20 @@ impl MasterUnderTest {
     }
 
     pub fn runs(&mut self, job: JobId, first: u32, count: u32, worker: NodeId) {
+        self.runs_all(&[(job, first, count, worker)]);
+    }
+
+    pub fn runs_all(&mut self, runs: &[(JobId, u32, u32, NodeId)]) {
         let epoch = self.core.state().epoch;
-        let item = RunningItem { job_uuid: job.0, first, count, attempt: 1, worker_uuid: worker.0 };
-        self.receives(BALANCER_PEER, balancer_heartbeat(epoch.boot, epoch.number, &[item]));
+        let item = |(job, first, count, worker): &(JobId, u32, u32, NodeId)| RunningItem {
+            job_uuid: job.0,
+            first: *first,
+            count: *count,
+            attempt: 1,
+            worker_uuid: worker.0,
+        };
+        let items: Vec<_> = runs.iter().map(item).collect();
+        self.receives(BALANCER_PEER, balancer_heartbeat(epoch.boot, epoch.number, &items));
     }
 }
 

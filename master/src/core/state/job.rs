@@ -9,6 +9,8 @@ use wire::run::Run;
 use wire::{ArraySpec, BootNonce, Cause, ChunkRange, ChunkSet, ChunkState, JobId, JobState, NodeId, WallTime};
 use wire::{DecodeError, Message, Reader, Writer, event::LogEvent};
 
+use super::super::entry::RunningRange;
+use super::canceled::{CanceledRun, CanceledRuns};
 use super::results::ResultRuns;
 use super::tries::{Tries, TryMap};
 
@@ -29,7 +31,7 @@ pub struct Job {
     /// The log index that accepted it.
     pub index: u64,
     pub submitted_at: WallTime,
-    /// The earliest start in an accepted result; zero = none yet.
+    /// The earliest start in an accepted result, or of what ran when it was canceled; zero = none yet.
     pub started_at: WallTime,
     /// When its last chunk ended; zero = not yet.
     pub finished_at: WallTime,
@@ -46,6 +48,8 @@ pub struct Job {
     pub lost: ChunkSet,
     pub tries: TryMap,
     pub results: ResultRuns,
+    /// Of `Canceled` those that ran then.
+    pub canceled: CanceledRuns,
 }
 
 /// What is read from the job's frame once and for all.
@@ -178,7 +182,13 @@ impl Job {
             lost: ChunkSet::new(),
             tries: TryMap::default(),
             results: ResultRuns::default(),
+            canceled: CanceledRuns::default(),
         }
+    }
+
+    /// All its chunks.
+    pub fn range(&self) -> ChunkRange {
+        ChunkRange::new(0, self.facts.chunk_count)
     }
 
     pub fn is_live(&self) -> bool {
@@ -276,9 +286,22 @@ impl Job {
         changes
     }
 
-    /// Every chunk of the range that has not ended is canceled.
-    pub fn cancel(&mut self, range: ChunkRange, stamp: WallTime) -> Changes {
+    /// Every chunk of the range that has not ended is canceled. `running` is in order, each chunk at most once; what it
+    /// says of an attempt that does not count any more is not so.
+    pub fn cancel(&mut self, range: ChunkRange, running: &[RunningRange], stamp: WallTime) -> Changes {
         let mut changes = Changes::default();
+        for item in running {
+            let RunningRange { worker, started_at, .. } = *item;
+            let Some(within) = item.range.within(range) else { continue };
+            for open in self.open_in(within) {
+                for (piece, tries) in self.tries.pieces(open) {
+                    if tries.attempt == item.attempt {
+                        self.canceled.keep(piece, CanceledRun { worker, started_at, canceled_at: stamp });
+                        self.start_at(Some(started_at));
+                    }
+                }
+            }
+        }
         for range in self.open_in(range) {
             self.end(range, ChunkState::Canceled, &mut changes);
         }
@@ -293,9 +316,14 @@ impl Job {
     fn accept(&mut self, worker: NodeId, attempt: u32, range: ChunkRange, run: &Run) {
         let start = (range.first - run.first) as usize;
         let results = &run.results[start..start + range.count as usize];
-        let known = Some(self.started_at).filter(|at| *at != WallTime(0));
-        self.started_at = earliest_start(results).into_iter().chain(known).min().unwrap_or_default();
+        self.start_at(earliest_start(results));
         self.results.keep(worker, attempt, range.first, results);
+    }
+
+    /// A chunk of it started then, as far as that is known.
+    fn start_at(&mut self, at: Option<WallTime>) {
+        let known = [at, Some(self.started_at)].into_iter().flatten().filter(|at| *at != WallTime(0));
+        self.started_at = known.min().unwrap_or_default();
     }
 
     fn wait_again(&mut self, range: ChunkRange, tries: Tries, changes: &mut Changes) {
@@ -335,6 +363,7 @@ impl Job {
         }
         self.tries.encode(to);
         self.results.encode(to);
+        self.canceled.encode(to);
     }
 
     pub fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -353,22 +382,26 @@ impl Job {
         job.lost = ChunkSet::from_bytes(from.string()?)?;
         job.tries = TryMap::decode(from)?;
         job.results = ResultRuns::decode(from)?;
+        job.canceled = CanceledRuns::decode(from)?;
         if !job.is_consistent() {
             return Err(DecodeError::Body { what: "the chunks of a job are not each in one state" });
         }
         Ok(job)
     }
 
-    /// Each chunk is in one state, and has a result exactly if it finished or failed with one.
+    /// Each chunk is in one state, has a result exactly if it finished or failed with one, and was canceled if it ran so.
     pub fn is_consistent(&self) -> bool {
         let total = self.open.len() + self.ended_counts.iter().sum::<u64>();
         let mut union = self.open.clone();
         self.ended.iter().for_each(|set| union.union_with(set));
         let counts_hold = self.ended.iter().map(ChunkSet::len).eq(self.ended_counts);
+        let [_, _, canceled, _] = &self.ended;
+        let are_canceled = self.canceled.ranges().all(|range| canceled.count_in(range) == u64::from(range.count));
         let with_result = self.ended_counts[0] + self.ended_counts[1] - self.lost.len();
         total == u64::from(self.facts.chunk_count)
             && union.len() == total
             && counts_hold
+            && are_canceled
             && self.results.count() == with_result
             && (self.finished_at == WallTime(0)) == self.is_live()
     }

@@ -142,7 +142,7 @@ impl ResultRuns {
 
 /// The position of `value` in `list`, to whose end it is put if it is not there. New values come late, so it is looked
 /// for from the end.
-fn position<T: PartialEq>(list: &mut Vec<T>, value: T) -> u32 {
+pub(super) fn position<T: PartialEq>(list: &mut Vec<T>, value: T) -> u32 {
     let found = list.iter().rposition(|known| *known == value).unwrap_or_else(|| {
         list.push(value);
         list.len() - 1

@@ -8,7 +8,7 @@ use wire::{BootNonce, DecodeError, FileId, Hash, NodeId, Reader, WallTime, Write
 use super::{Epoch, File, Job, State};
 
 /// The version of the layout, first in every snapshot.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl State {
     /// The bytes of the state: equal for equal states.
