@@ -309,8 +309,10 @@ mod tests {
     fn frames_of_every_size_survive_a_failed_try() {
         let context = zmq::Context::new();
         let (mut from, mut to) = (context.socket(zmq::PAIR).unwrap(), context.socket(zmq::PAIR).unwrap());
-        let mut frames: Vec<Frame> =
-            [0, 1, 33, COPY_SIZE_MAX, COPY_SIZE_MAX + 1, 100_000].map(|size| Frame::Bytes(vec![3; size])).into_iter().collect();
+        let mut frames: Vec<Frame> = [0, 1, 33, COPY_SIZE_MAX, COPY_SIZE_MAX + 1, 100_000]
+            .map(|size| Frame::Bytes(vec![3; size]))
+            .into_iter()
+            .collect();
         let again = |frame: &mut Frame, from: &mut zmq::Socket| {
             let before = frame.to_vec();
             assert_eq!(frame.send(from, false), Err(zmq::Error::EAGAIN));
