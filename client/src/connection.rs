@@ -41,6 +41,8 @@ pub struct Connection {
     pub on_waiting: Option<OnWaiting>,
     /// Is told how transfers go.
     pub on_progress: Option<OnProgress>,
+    /// Of a transfer of several files: bytes of those that have gone, and of all.
+    pub(crate) moved_of: Option<(u64, u64)>,
     pub(crate) endpoint: Endpoint,
     /// In the order of the cluster's masters.
     masters: Vec<PeerId>,
@@ -84,6 +86,7 @@ impl Connection {
             query_timeout: QUERY_TIMEOUT,
             on_waiting: None,
             on_progress: None,
+            moved_of: None,
             endpoint,
             masters,
             leader: 0,

@@ -38,6 +38,9 @@ pub enum ClientError {
     /// A file of this machine cannot be read or written.
     #[error("{what}: {why}")]
     Local { what: String, why: String },
+    /// A file or directory of this machine is none that can be stored.
+    #[error("cannot store {}: {why}", path.display())]
+    NotStorable { path: PathBuf, why: String },
     /// A wait has reached its own limit.
     #[error("{what} after {} s", waited.as_secs_f64())]
     TimedOut { what: String, waited: Duration },
@@ -60,7 +63,7 @@ impl ClientError {
             Self::Request(_) | Self::OutOfRange { .. } => "invalid_request",
             Self::NotFound(_) => "not_found",
             Self::Refused { code, .. } => code.word(),
-            Self::Local { .. } => "local_file",
+            Self::Local { .. } | Self::NotStorable { .. } => "local_file",
             Self::TimedOut { .. } => "timed_out",
             Self::Interrupted => "interrupted",
             Self::Protocol(_) => "protocol",

@@ -4,15 +4,18 @@
 //! and what to ask for again is decided by `content`; here the frames go out and the bytes come in.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use content::{
-    Fetch, FetchAnswer, FetchError, FetchSettings, Put, PutAction, PutContent, PutError, PutSettings, Source,
+    Fetch, FetchAnswer, FetchError, FetchSettings, Hasher, Put, PutAction, PutContent, PutError, PutSettings, Source,
+    upload_number,
 };
 use node::{Frame, Frames};
 use wire::record::{Bundle, OutputEntry, StoredFile, decode_output_index};
+use wire::tree::CLASS_TREE;
 use wire::{ErrorCode, FileAddress, FileId, FixedPart, Hash, Message, RecordFile, U64, Writer};
 
 use crate::{ClientError, Connection};
@@ -42,6 +45,8 @@ pub struct Staged {
     /// `(offset, length)`; `None` = the whole file.
     pub piece: Option<(u64, u64)>,
     pub executable: bool,
+    /// It lists what a directory has.
+    pub is_tree: bool,
 }
 
 /// Why a file was not read to its end.
@@ -52,6 +57,13 @@ pub enum ReadError {
     /// The caller's writer takes no more.
     #[error("cannot write: {0}")]
     Output(std::io::Error),
+}
+
+/// What of a whole file is here already: its first bytes.
+#[derive(Default)]
+pub(crate) struct Begun {
+    held: u64,
+    hasher: Hasher,
 }
 
 impl Connection {
@@ -75,7 +87,8 @@ impl Connection {
                         why: format!("the file has {} bytes", record.length),
                     });
                 }
-                Ok(Staged { file: address.file, piece: address.piece, ..whole(record.hash, record.length) })
+                let is_tree = record.class == CLASS_TREE && address.piece.is_none();
+                Ok(Staged { file: address.file, piece: address.piece, is_tree, ..whole(record.hash, record.length) })
             }
         }
     }
@@ -102,13 +115,21 @@ impl Connection {
         Ok(staged)
     }
 
-    fn store(&mut self, content: &mut Source, staged: &Staged) -> Result<bool, ClientError> {
-        if let Some(record) = self.file(staged.file)? {
-            if record.hash == staged.hash {
-                return Ok(false);
+    /// Whether the masters know the content already.
+    pub(crate) fn is_recorded(&mut self, staged: &Staged) -> Result<bool, ClientError> {
+        match self.file(staged.file)? {
+            Some(record) if record.hash == staged.hash => Ok(true),
+            Some(_) => {
+                let detail = format!("{} is the name of another content in this cluster", staged.file);
+                Err(ClientError::Refused { code: ErrorCode::ExistsDifferent, detail })
             }
-            let detail = format!("{} is the name of another content in this cluster", staged.file);
-            return Err(ClientError::Refused { code: ErrorCode::ExistsDifferent, detail });
+            None => Ok(false),
+        }
+    }
+
+    pub(crate) fn store(&mut self, content: &mut Source, staged: &Staged) -> Result<bool, ClientError> {
+        if self.is_recorded(staged)? {
+            return Ok(false);
         }
         let stored = self.put(content, staged)?;
         let mut body = Writer::new();
@@ -127,9 +148,10 @@ impl Connection {
     /// Moves the bytes to storage and returns the receipts.
     fn put(&mut self, content: &mut Source, staged: &Staged) -> Result<StoredFile, ClientError> {
         let storage = self.storage()?;
-        let what = PutContent { hash: staged.hash, length: staged.length, class: CLASS_INPUT.into() };
-        let upload = self.next_request();
-        let mut put = Put::new(self.cluster.node, upload, what, PutSettings::default());
+        let class = if staged.is_tree { CLASS_TREE } else { CLASS_INPUT };
+        let what = PutContent { hash: staged.hash, length: staged.length, class: class.into() };
+        // What an earlier process of ours has brought there is not sent again.
+        let mut put = Put::new(self.cluster.node, upload_number(staged.hash), what, PutSettings::default());
         let mut heard_at = self.clock.now();
         loop {
             self.check_signals()?;
@@ -146,7 +168,7 @@ impl Connection {
             }
             if let Some(receipts) = put.receipts() {
                 let (file, hash, length) = (staged.file, staged.hash, staged.length);
-                return Ok(StoredFile { file, hash, length, class: CLASS_INPUT, receipts: receipts.to_vec() });
+                return Ok(StoredFile { file, hash, length, class, receipts: receipts.to_vec() });
             }
             let deadline = heard_at + self.timeout;
             if now >= deadline {
@@ -171,16 +193,45 @@ impl Connection {
             let record = self.file(address.file)?.ok_or_else(|| file_unknown(address.file))?;
             expected = Some((record.hash, record.length));
         }
+        self.read_verified(address, expected, Begun::default(), into)
+    }
+
+    /// Brings what `part` does not have yet of a stored file; returns the file's length. What is there and does not belong to
+    /// it is fetched again.
+    pub fn read_rest(&mut self, file: FileId, part: &mut File) -> Result<u64, ReadError> {
+        let record = self.file(file)?.ok_or_else(|| file_unknown(file))?;
+        let (address, expected) = (FileAddress { file, piece: None }, Some((record.hash, record.length)));
+        let mut begun = Begun::default();
+        // Reading it leaves the file at its end, where the rest goes.
+        begun.held = std::io::copy(part, &mut begun.hasher).map_err(ReadError::Output)?;
+        if begun.held > 0 && begun.held <= record.length {
+            match self.read_verified(address, expected, begun, part) {
+                Err(ReadError::Client(ClientError::Protocol(_))) => {}
+                other => return other,
+            }
+        }
+        part.set_len(0).and_then(|()| part.rewind()).map_err(ReadError::Output)?;
+        self.read_verified(address, expected, Begun::default(), part)
+    }
+
+    /// As `read_to`, for a whole file whose hash and length are known, or a piece.
+    pub(crate) fn read_verified(
+        &mut self,
+        address: FileAddress,
+        expected: Option<(Hash, u64)>,
+        begun: Begun,
+        into: &mut dyn Write,
+    ) -> Result<u64, ReadError> {
         let storage = self.storage()?;
         let first_request = self.next_request();
         let settings = FetchSettings::default();
         let known_length = expected.map(|(_, length)| length);
-        let mut fetch = Fetch::new(self.cluster.node, address, 0, known_length, first_request, settings);
-        let mut hasher = content::Hasher::default();
+        let mut fetch = Fetch::new(self.cluster.node, address, begun.held, known_length, first_request, settings);
+        let mut hasher = begun.hasher;
         // Blocks that came before those in front of them; at most as many as may be in flight.
         let mut early: BTreeMap<u64, Vec<Frame>> = BTreeMap::new();
         let begin = address.piece.map_or(0, |(offset, _)| offset);
-        let mut next = begin;
+        let mut next = begin + begun.held;
         let mut heard_at = self.clock.now();
         while !fetch.is_complete() {
             self.check_signals()?;
@@ -227,15 +278,39 @@ impl Connection {
         if bundle.index_length > OUTPUT_INDEX_SIZE_MAX {
             return Err(ClientError::Protocol(format!("an index of {} bytes", bundle.index_length)));
         }
-        let mut index = Vec::new();
-        self.read_to(address, &mut index).map_err(|error| match error {
-            ReadError::Client(error) => error,
-            ReadError::Output(error) => ClientError::local("memory", error),
-        })?;
+        let index = self.read_bytes(address)?;
         Ok(decode_output_index(&index)?)
     }
 
+    pub(crate) fn read_bytes(&mut self, address: FileAddress) -> Result<Vec<u8>, ClientError> {
+        let mut bytes = Vec::new();
+        self.read_to(address, &mut bytes).map_err(|error| match error {
+            ReadError::Client(error) => error,
+            ReadError::Output(error) => ClientError::local("memory", error),
+        })?;
+        Ok(bytes)
+    }
+
+    /// What moves until `expect_nothing` is a part of `total` bytes.
+    pub(crate) fn expect_bytes(&mut self, total: u64) {
+        self.moved_of = Some((0, total));
+    }
+
+    /// Says how much of it has gone.
+    pub(crate) fn have_moved(&mut self, bytes: u64) {
+        self.moved_of = self.moved_of.map(|(_, total)| (bytes, total));
+        self.tell_progress(0, None);
+    }
+
+    pub(crate) fn expect_nothing(&mut self) {
+        self.moved_of = None;
+    }
+
     fn tell_progress(&mut self, done: u64, total: Option<u64>) {
+        let (done, total) = match self.moved_of {
+            Some((before, all)) => (before + done, Some(all)),
+            None => (done, total),
+        };
         if let Some(on_progress) = &mut self.on_progress {
             on_progress(done, total);
         }
@@ -247,15 +322,15 @@ impl Connection {
     }
 }
 
-fn whole(hash: Hash, length: u64) -> Staged {
-    Staged { file: FileId::of(hash), hash, length, piece: None, executable: false }
+pub(crate) fn whole(hash: Hash, length: u64) -> Staged {
+    Staged { file: FileId::of(hash), hash, length, piece: None, executable: false, is_tree: false }
 }
 
 fn file_unknown(file: FileId) -> ClientError {
     ClientError::Refused { code: ErrorCode::FileUnknown, detail: format!("no file {file}") }
 }
 
-fn put_failed(error: PutError) -> ClientError {
+pub(crate) fn put_failed(error: PutError) -> ClientError {
     match error {
         PutError::Refused { code, detail } => {
             ClientError::Refused { code, detail: format!("the storage node does not take it: {detail}") }

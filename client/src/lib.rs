@@ -11,6 +11,7 @@ mod job;
 pub mod quantity;
 mod query;
 mod selector;
+mod tree;
 mod watch;
 
 pub use cluster::Cluster;
@@ -19,4 +20,5 @@ pub use error::ClientError;
 pub use file::{InputSource, ReadError, Staged};
 pub use job::{JobDraft, Submitted};
 pub use selector::{ChunkSelector, JobSelector, SelectorError, array_text};
+pub use tree::LocalTree;
 pub use watch::Change;

@@ -18,7 +18,7 @@ use wire::{
 
 use crate::{
     Committed, Expected, Fetch, FetchAnswer, FetchError, FetchSettings, Hasher, Put, PutAction, PutContent, PutError,
-    PutSettings, Source, Store,
+    PutSettings, Source, Store, upload_number,
 };
 
 /// Messages taken from the socket in one go: a window of blocks.
@@ -341,12 +341,6 @@ impl Holder {
         self.next_number = self.next_number.wrapping_add(NUMBERS_PER_CONVERSATION);
         self.next_number
     }
-}
-
-/// The number of the upload of a content: always the same, so that another try goes on where the last one ended instead of
-/// leaving it behind with its room reserved.
-fn upload_number(hash: Hash) -> u64 {
-    u64::from_le_bytes(*hash.0.first_chunk().expect("a hash has 32 bytes"))
 }
 
 /// Puts what has come into order.

@@ -17,7 +17,7 @@ pub use fetch::{Fetch, FetchAnswer, FetchError, FetchSettings};
 pub use hash::{Hasher, hash_bytes, hash_file};
 pub use holder::{Fetched, Holder, HolderAddress};
 pub use outline::{Outline, OutlineError, OutlineHasher, blocks, outline_file, outline_size};
-pub use put::{Part, Put, PutAction, PutContent, PutError, PutSettings, Source};
+pub use put::{Part, Put, PutAction, PutContent, PutError, PutSettings, Source, upload_number};
 pub use receipt::{load_receipt_key, new_receipt_key, receipt, save_receipt_key, verify_receipt};
 pub use serve::{Ask, AskRange, Refusal, Served};
 pub use store::{Committed, Expected, Stat, Store, StoreError};

@@ -337,6 +337,12 @@ impl Put {
     }
 }
 
+/// The number of the upload of a content: always the same, so that another try goes on where the last one ended instead of
+/// leaving it behind with its room reserved.
+pub fn upload_number(hash: Hash) -> u64 {
+    u64::from_le_bytes(*hash.0.first_chunk().expect("a hash has 32 bytes"))
+}
+
 /// Errors about a put carry the upload's number as their request: it is the only number that all of its messages have.
 fn is_about_a_put(kind: u8) -> bool {
     [Kind::PutBegin, Kind::PutBlock, Kind::PutCommit].iter().any(|put| *put as u8 == kind)

@@ -9,28 +9,41 @@ use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use client::{ClientError, Connection, InputSource, JobDraft, Staged};
+use client::quantity::size_text;
+use client::{ClientError, Connection, InputSource, JobDraft, LocalTree, Staged};
 use wire::job::Input;
 use wire::{ArraySpec, FileAddress, FileId, JobId, bytes_text, limit};
 
 use super::failure::Failure;
 use super::flags::Flags;
 use super::output::Output;
-use super::script;
+use super::{script, shape};
 
 /// Names that the program and standard input have among the inputs; no `--input` may be called so.
 const PROGRAM_PATH: &[u8] = b".zg/program";
 const STDIN_PATH: &[u8] = b".zg/stdin";
-
-/// What to do instead of storing a directory.
-pub const PACK_HINT: &str = "Directories are not taken yet: pack it into one file, as tar does";
 
 /// A job on its way: the draft, and the files of this machine that it needs.
 struct Builder<'a> {
     connection: &'a mut Connection,
     draft: JobDraft,
     /// What each source is, so that one that is named twice is read once.
-    known: BTreeMap<InputSource, Staged>,
+    known: BTreeMap<InputSource, Known>,
+}
+
+/// A source that has been looked at.
+enum Known {
+    File(Staged),
+    Tree(LocalTree),
+}
+
+impl Known {
+    fn staged(&self) -> Staged {
+        match self {
+            Known::File(staged) => *staged,
+            Known::Tree(tree) => tree.staged(),
+        }
+    }
 }
 
 /// Makes the job that `flags` and `command` ask for, with its files stored.
@@ -115,6 +128,7 @@ impl Builder<'_> {
         }
         spec.crash_limit = flags.crash_limit.unwrap_or(spec.crash_limit);
         spec.max_fails = flags.max_fails;
+        spec.prefetch = flags.prefetch;
         Ok(())
     }
 
@@ -154,10 +168,14 @@ impl Builder<'_> {
         if count > limit::INPUTS_MAX {
             let max = limit::INPUTS_MAX;
             return Err(Failure::usage(format!("{count} inputs are given, the limit is {max}"))
-                .hint("Pack them into one file, as tar does"));
+                .hint("Give them as one directory: --input DIR"));
         }
         if let Some(word) = &flags.stdin {
             let position = self.add(source(word)?, STDIN_PATH.to_vec())?;
+            if self.draft.spec.inputs[position as usize].is_tree {
+                let message = format!("{} is a directory: standard input reads a file", Path::new(word).display());
+                return Err(Failure::usage(message).hint("Pass it with --input, and read it in $ZG_INPUT_DIR"));
+            }
             self.draft.spec.stdin_input = Some(position);
         }
         for word in &flags.input {
@@ -170,10 +188,14 @@ impl Builder<'_> {
     /// Adds an input and returns its position.
     fn add(&mut self, source: InputSource, path: Vec<u8>) -> Result<u32, Failure> {
         let staged = match self.known.get(&source) {
-            Some(staged) => *staged,
+            Some(known) => known.staged(),
             None => {
-                let staged = self.connection.describe(&source)?;
-                self.known.insert(source, staged);
+                let known = match &source {
+                    InputSource::Local(path) if path.is_dir() => Known::Tree(LocalTree::read(path)?),
+                    InputSource::Local(_) | InputSource::Stored(_) => Known::File(self.connection.describe(&source)?),
+                };
+                let staged = known.staged();
+                self.known.insert(source, known);
                 staged
             }
         };
@@ -185,7 +207,7 @@ impl Builder<'_> {
             piece: staged.piece,
             path,
             executable: staged.executable,
-            is_tree: false,
+            is_tree: staged.is_tree,
         });
         Ok(position)
     }
@@ -197,14 +219,18 @@ impl Builder<'_> {
             self.connection.check_fit(&self.draft)?;
         }
         let mut stored: Vec<FileId> = Vec::new();
-        self.connection.on_progress = output.transfer_progress(self.connection.clock());
-        for (source, staged) in &self.known {
+        for (source, known) in &self.known {
             let InputSource::Local(path) = source else { continue };
+            let staged = known.staged();
             if stored.contains(&staged.file) {
                 continue;
             }
-            if self.connection.upload(path, staged)? {
-                let size = client::quantity::size_text(staged.length);
+            self.connection.on_progress = output.transfer_progress(self.connection.clock());
+            let (is_new, size) = match known {
+                Known::File(staged) => (self.connection.upload(path, staged)?, size_text(staged.length)),
+                Known::Tree(tree) => (self.connection.put_tree(tree)?, shape::tree_text(tree.tree())),
+            };
+            if is_new {
                 output.note(&format!("stored {} ({size}) as {}", path.display(), staged.file));
             }
             stored.push(staged.file);
@@ -299,10 +325,10 @@ fn source(word: &OsStr) -> Result<InputSource, Failure> {
     }
     let path = Path::new(word);
     match path.metadata() {
-        Ok(metadata) if metadata.is_file() => Ok(InputSource::Local(path.to_owned())),
+        Ok(metadata) if metadata.is_file() || metadata.is_dir() => Ok(InputSource::Local(path.to_owned())),
         Ok(_) => {
-            let message = format!("{} is not a regular file", path.display());
-            Err(Failure::usage(message).hint(PACK_HINT))
+            let message = format!("{} is neither a regular file nor a directory", path.display());
+            Err(Failure::usage(message).hint(format!("See: ls -la {}", path.display())))
         }
         Err(error) => Err(local_failure(path, &error)),
     }
@@ -323,7 +349,11 @@ fn source_and_path(word: &OsStr) -> Result<(InputSource, Vec<u8>), Failure> {
     }
     let source = source(word)?;
     let path = match &source {
-        InputSource::Local(path) => path.file_name().unwrap_or(word).as_bytes().to_vec(),
+        // `.` is called as the directory that it is.
+        InputSource::Local(path) => match path.file_name() {
+            Some(name) => name.as_bytes().to_vec(),
+            None => path.canonicalize().ok().as_deref().and_then(Path::file_name).unwrap_or(word).as_bytes().to_vec(),
+        },
         InputSource::Stored(address) => address.file.to_string().into_bytes(),
     };
     Ok((source, path))
@@ -363,6 +393,10 @@ mod tests {
         let mut named = plain.into_os_string();
         named.push(":x/y");
         assert_eq!(name_of(&named), b"x/y");
+        let sub = dir.path().join("sub");
+        std::fs::create_dir(&sub).unwrap();
+        assert_eq!(name_of(sub.join("").as_os_str()), b"sub");
+        assert_eq!(name_of(sub.join("../sub/.").as_os_str()), b"sub");
         assert_eq!(name_of(OsStr::new(ADDRESS)), b"ffffffff-ffff-8fff-bfff-ffffffffffff");
         assert_eq!(name_of(OsStr::new(&format!("{ADDRESS}:z"))), b"z");
     }
@@ -372,7 +406,7 @@ mod tests {
         let error = source_and_path(OsStr::new("/nowhere/x:y")).unwrap_err();
         assert!(format!("{error:?}").contains("no file /nowhere/x"), "{error:?}");
         assert!(format!("{error:?}").contains("See: ls -la /\""), "{error:?}");
-        assert!(source(OsStr::new("/")).is_err());
+        assert!(source(OsStr::new("/dev/null")).is_err(), "it is neither a file nor a directory");
     }
 
     #[test]

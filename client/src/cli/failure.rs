@@ -80,6 +80,7 @@ impl From<ClientError> for Failure {
             ClientError::OutOfRange { address, .. } => (2, &*format!("See: zg file stat {}", address.file)),
             ClientError::NotFound(_) => (3, "See: zg job list --all"),
             ClientError::Refused { code, .. } => of_refusal(*code),
+            ClientError::NotStorable { path, .. } => (1, &*format!("See: ls -la {}", path.display())),
             ClientError::TimedOut { .. } => (TIMED_OUT, ""),
             ClientError::Interrupted => (INTERRUPTED, ""),
             ClientError::Local { .. } | ClientError::Protocol(_) => (1, ""),

@@ -52,9 +52,12 @@ pub struct Flags {
     /// Abort the job when more chunks than this have failed
     #[arg(long, value_name = "N")]
     pub max_fails: Option<u32>,
-    /// A file that each chunk finds in $ZG_INPUT_DIR: one here, or the address of a stored one
+    /// A file or directory that each chunk finds in $ZG_INPUT_DIR: one here, or the address of a stored one
     #[arg(long, value_name = "SRC[:DST]")]
     pub input: Vec<OsString>,
+    /// Fetch all of the inputs before they are read, however large they are
+    #[arg(long)]
+    pub prefetch: bool,
     /// Files of the working directory to keep; no match fails the chunk. `zg --json chunk list` gives their addresses
     #[arg(long, value_name = "GLOB")]
     pub output: Vec<OsString>,
@@ -95,6 +98,7 @@ impl Flags {
             crash_limit: self.crash_limit.or(script.crash_limit),
             max_fails: self.max_fails.or(script.max_fails),
             input: added(script.input, self.input),
+            prefetch: self.prefetch || script.prefetch,
             output: added(script.output, self.output),
             idempotency_key: self.idempotency_key.or(script.idempotency_key),
         }

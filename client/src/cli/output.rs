@@ -30,24 +30,36 @@ impl Output {
         !self.json && !self.quiet
     }
 
-    /// Shows on a terminal how far a transfer is, once it has taken a while.
+    /// Shows how far a transfer is, once it has taken a while: a bar on a terminal, a line now and then elsewhere.
     pub fn transfer_progress(&self, clock: Clock) -> Option<OnProgress> {
-        const SHOWN_AFTER: Duration = Duration::from_millis(500);
-        const SHOW_INTERVAL: Duration = Duration::from_millis(100);
-        if !self.shows_progress() || !std::io::stderr().is_terminal() {
+        const BAR_AFTER: Duration = Duration::from_millis(500);
+        const BAR_INTERVAL: Duration = Duration::from_millis(100);
+        const LINE_INTERVAL: Duration = Duration::from_secs(10);
+        if !self.shows_progress() {
             return None;
         }
-        let mut next = clock.now() + SHOWN_AFTER;
+        let is_terminal = std::io::stderr().is_terminal();
+        let interval = if is_terminal { BAR_INTERVAL } else { LINE_INTERVAL };
+        let begun = clock.now();
+        let mut next = begun + if is_terminal { BAR_AFTER } else { LINE_INTERVAL };
+        let mut before = None;
         let mut is_shown = false;
         Some(Box::new(move |done, total| {
+            // What was there before us is no merit of ours.
+            let before = *before.get_or_insert(done);
             let is_whole = total == Some(done);
             if is_whole && std::mem::take(&mut is_shown) {
                 eprint!("\r\x1b[K");
             } else if !is_whole && clock.now() >= next {
-                let of = total.map_or(String::new(), |total| format!(" of {}", size_text(total)));
-                eprint!("\r\x1b[K{}{of}", size_text(done));
-                is_shown = true;
-                next = clock.now() + SHOW_INTERVAL;
+                let text =
+                    progress_text(done, total, done.saturating_sub(before), clock.now().since(begun), is_terminal);
+                if is_terminal {
+                    eprint!("\r\x1b[K{text}");
+                } else {
+                    eprintln!("zg: {text}");
+                }
+                is_shown = is_terminal;
+                next = clock.now() + interval;
             }
         }))
     }
@@ -119,6 +131,25 @@ impl Output {
     }
 }
 
+/// How far a transfer is that has moved `moved` bytes in `elapsed`.
+fn progress_text(done: u64, total: Option<u64>, moved: u64, elapsed: Duration, with_bar: bool) -> String {
+    const BAR_WIDTH: u64 = 24;
+    let rate = moved as f64 / elapsed.as_secs_f64().max(0.001);
+    let rate_text = format!("{}/s", size_text(rate as u64));
+    let Some(total) = total.filter(|total| *total > 0) else { return format!("{}  {rate_text}", size_text(done)) };
+    let part = |of: u64| (u128::from(done.min(total)) * u128::from(of) / u128::from(total)) as u64;
+    let mut text = String::new();
+    if with_bar {
+        let filled = part(BAR_WIDTH) as usize;
+        text = format!("[{}{}] ", "#".repeat(filled), "-".repeat(BAR_WIDTH as usize - filled));
+    }
+    text += &format!("{:>3} %  {} of {}  {rate_text}", part(100), size_text(done), size_text(total));
+    if moved > 0 {
+        text += &format!("  {:.0} s left", total.saturating_sub(done) as f64 / rate);
+    }
+    text
+}
+
 /// Prints a line on standard output.
 pub fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
@@ -141,6 +172,16 @@ mod tests {
         let output = Output::new(false, false, true);
         let rows = [vec!["1".to_owned(), "häuser".into()], vec!["12".into(), "b".into()]];
         assert_eq!(output.table(&[">ID", "NAME"], &rows), "ID  NAME\n 1  häuser\n12  b\n");
+    }
+
+    #[test]
+    fn progress_tells_the_part_the_rate_and_the_rest() {
+        let elapsed = Duration::from_secs(2);
+        let text = progress_text(3 << 20, Some(4 << 20), 2 << 20, elapsed, true);
+        assert_eq!(text, "[##################------]  75 %  3.0 MiB of 4.0 MiB  1.0 MiB/s  1 s left");
+        assert_eq!(progress_text(0, Some(10), 0, elapsed, false), "  0 %  0 B of 10 B  0 B/s");
+        assert_eq!(progress_text(2048, None, 2048, elapsed, true), "2.0 KiB  1.0 KiB/s");
+        assert!(progress_text(9, Some(5), 1, Duration::ZERO, true).contains("100 %"), "more than was expected");
     }
 
     #[test]

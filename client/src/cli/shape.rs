@@ -1,7 +1,9 @@
 //! The JSON objects of jobs, chunks, files and nodes, field by field as programs rely on them.
 
+use client::quantity::size_text;
 use serde_json::{Value, json};
 use wire::record::{ChunkRecord, FileRecord, JobRecord, NodeRecord, OutputEntry};
+use wire::tree::{CLASS_TREE, EntryKind, Tree};
 use wire::{ArraySpec, Cause, ChunkState, FileAddress, FileId, Hash, JobState, NodeId, WallTime};
 
 /// What `zg job wait` exits with for a job, once it has ended: 1 if a chunk did not finish.
@@ -111,8 +113,27 @@ pub fn class(number: u8) -> &'static str {
         0 => "input",
         1 => "result",
         2 => "temp",
+        CLASS_TREE => "tree",
         _ => "other",
     }
+}
+
+/// What a tree lists.
+pub fn tree<B: AsRef<[u8]>>(tree: &Tree<B>) -> Value {
+    let of_kind = |kind| tree.entries().iter().filter(|entry| entry.kind() == kind).count();
+    json!({
+        "files": of_kind(EntryKind::File),
+        "directories": of_kind(EntryKind::Directory),
+        "symlinks": of_kind(EntryKind::Symlink),
+        "length": tree.length(),
+        "stored_files": tree.files().len(),
+    })
+}
+
+/// The same in a few words.
+pub fn tree_text<B: AsRef<[u8]>>(tree: &Tree<B>) -> String {
+    let files = tree.entries().iter().filter(|entry| entry.kind() == EntryKind::File).count();
+    format!("{files} files, {}", size_text(tree.length()))
 }
 
 pub fn node(node: &NodeRecord) -> Value {

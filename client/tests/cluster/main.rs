@@ -8,3 +8,4 @@ mod files;
 mod jobs;
 mod large;
 mod marks;
+mod trees;
