@@ -8,4 +8,5 @@ mod files;
 mod jobs;
 mod large;
 mod marks;
+mod transfers;
 mod trees;
