@@ -20,5 +20,5 @@ pub use outline::{Outline, OutlineError, OutlineHasher, blocks, outline_file, ou
 pub use put::{Part, Put, PutAction, PutContent, PutError, PutSettings, Source, upload_number};
 pub use receipt::{load_receipt_key, new_receipt_key, receipt, save_receipt_key, verify_receipt};
 pub use serve::{Ask, AskRange, Refusal, Served};
-pub use store::{Committed, Expected, Stat, Store, StoreError};
+pub use store::{BlockState, Cached, Committed, Expected, Filled, Stat, Store, StoreError};
 pub use tree::{WriteTree, finish_entry, write_entry, write_tree};

@@ -5,6 +5,7 @@
 //! staging/<upload>.part            on the way in; swept at start
 //! files/ab/cd/<uuid>.dat           sealed: verified, durable, read-only
 //! files/ab/cd/<uuid>.out           its outline, if it has several blocks; made again when it is missing or wrong
+//! partial/<uuid>.part .out         in a cache: a sparse file of which some blocks are here, and its outline
 //! trash/                           what was found not to be what its name says
 //! ```
 //!
@@ -18,7 +19,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -27,6 +28,9 @@ use wire::{ErrorCode, FileId, Hash, NodeId};
 
 use crate::{Outline, OutlineHasher, outline_file, outline_size};
 
+mod cached;
+#[cfg(test)]
+mod cached_tests;
 #[cfg(test)]
 mod crash_tests;
 mod disk;
@@ -35,12 +39,17 @@ mod layout;
 mod tests;
 mod upload;
 
+use cached::Surroundings;
+pub use cached::{BlockState, Cached, Filled};
 use disk::Disk;
 use layout::Layout;
 use upload::Upload;
 
 /// Files kept mapped after a send, so that the ranges of one file share a mapping.
 const MAPS_MAX: usize = 32;
+
+/// The unit of `Metadata::blocks`.
+const BYTES_PER_DISK_BLOCK: u64 = 512;
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +62,8 @@ pub enum StoreError {
     DiskFull,
     #[error("no file {0} here")]
     FileUnknown(FileId),
+    #[error("the outline of {0} is not known yet")]
+    OutlineUnknown(FileId),
     #[error("no upload {0:016x} here")]
     UploadUnknown(u64),
     #[error("{file} is here with the hash {here}: other content, {asked}, cannot have the same name")]
@@ -69,7 +80,7 @@ impl StoreError {
     /// What a peer is told.
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Unusable { .. } | Self::Bad | Self::Io(_) => ErrorCode::NotReady,
+            Self::Unusable { .. } | Self::Bad | Self::OutlineUnknown(_) | Self::Io(_) => ErrorCode::NotReady,
             Self::DiskFull => ErrorCode::DiskFull,
             Self::FileUnknown(_) => ErrorCode::FileUnknown,
             Self::UploadUnknown(_) => ErrorCode::UploadUnknown,
@@ -131,9 +142,12 @@ pub struct Committed {
 #[derive(Debug)]
 pub struct Store {
     layout: Layout,
-    disk: Disk,
+    disk: Arc<Disk>,
     files: Mutex<BTreeMap<FileId, u64>>,
     uploads: Mutex<BTreeMap<u64, Arc<Mutex<Upload>>>>,
+    /// Those that `cached` has told of.
+    cached: Mutex<BTreeMap<FileId, Arc<Cached>>>,
+    surroundings: Arc<Surroundings>,
     /// Used last at the back.
     maps: Mutex<VecDeque<(FileId, Arc<Mmap>)>>,
     /// Held over "is it here" and the rename that answers it, so that two commits of one name take turns.
@@ -149,9 +163,12 @@ impl Store {
         layout.sweep_staging().map_err(unusable)?;
         layout.sync_all().map_err(unusable)?;
         let files = Mutex::new(layout.scan().map_err(unusable)?);
+        let disk = Arc::<Disk>::default();
         Ok(Self {
+            disk: disk.clone(),
+            surroundings: Arc::new(Surroundings { disk, layout: layout.clone(), open: Mutex::default() }),
             layout,
-            disk: Disk::default(),
+            cached: Mutex::default(),
             files,
             uploads: Mutex::default(),
             maps: Mutex::default(),
@@ -352,6 +369,82 @@ impl Store {
         Ok(map)
     }
 
+    /// The file of `length` bytes, as a cache has it: some of it, all, or nothing yet. All who ask for it share it.
+    pub fn cached(&self, file: FileId, hash: Option<Hash>, length: u64) -> Result<Arc<Cached>, StoreError> {
+        let mut all = held(&self.cached);
+        if let Some(known) = all.get(&file) {
+            match (known.hash(), hash) {
+                _ if known.may_be(hash, length) => return Ok(known.clone()),
+                (Some(here), Some(asked)) if here != asked => {
+                    return Err(StoreError::ExistsDifferent { file, here, asked });
+                }
+                (Some(_), _) => {
+                    let why = format!("{file} has {} bytes, not {length}", known.length);
+                    return Err(StoreError::Mismatch(why));
+                }
+                // Nothing of it was ever right, so its description may be what is wrong.
+                (None, _) => {}
+            }
+        }
+        let expected = hash.map_or(Expected::Id(file), Expected::Hash);
+        let is_named = held(&self.files).contains_key(&file);
+        let new = Arc::new(Cached::open(file, length, expected, is_named, &self.surroundings)?);
+        all.insert(file, new.clone());
+        Ok(new)
+    }
+
+    /// Tells of a file that was put into the store just now and that nobody has a link to: it is held without another look.
+    pub fn cached_new(&self, committed: &Committed) -> Result<Arc<Cached>, StoreError> {
+        let Committed { file, hash, length, .. } = *committed;
+        let new = Arc::new(Cached::open(file, length, Expected::Hash(hash), true, &self.surroundings)?);
+        new.believe(hash)?;
+        held(&self.cached).insert(file, new.clone());
+        Ok(new)
+    }
+
+    /// Gives a file of which every block is held its name. It is not made durable: a cache looks before it believes.
+    pub fn seal(&self, cached: &Cached) -> Result<Committed, StoreError> {
+        cached.seal(self)
+    }
+
+    /// Every file that is here, whole or in part, with the bytes of the disk that it has; those read longest ago first.
+    pub fn usage(&self) -> Result<Vec<(FileId, u64)>, StoreError> {
+        let partial = self.layout.scan_partial()?;
+        let whole: Vec<FileId> = held(&self.files).keys().copied().collect();
+        let mut found = Vec::with_capacity(partial.len() + whole.len());
+        let paths = whole.into_iter().map(|file| (file, self.layout.of(file).1));
+        for (file, path) in paths.chain(partial.into_iter().map(|file| (file, self.layout.part_of(file)))) {
+            // What goes meanwhile has nothing.
+            let Ok(metadata) = fs::symlink_metadata(path) else { continue };
+            found.push((metadata.atime(), file, metadata.blocks() * BYTES_PER_DISK_BLOCK));
+        }
+        found.sort_unstable();
+        Ok(found.into_iter().map(|(_, file, bytes)| (file, bytes)).collect())
+    }
+
+    /// Removes a file, whole or in part, and returns the bytes of the disk that it had.
+    pub fn evict(&self, file: FileId) -> Result<u64, StoreError> {
+        let _publishing = held(&self.publishing);
+        held(&self.cached).remove(&file);
+        held(&self.files).remove(&file);
+        held(&self.maps).retain(|(id, _)| *id != file);
+        held(&self.surroundings.open).retain(|(id, _)| *id != file);
+        let mut freed = 0;
+        for path in [self.layout.of(file).1, self.layout.part_of(file)] {
+            for path in [path.with_extension("out"), path] {
+                match fs::symlink_metadata(&path) {
+                    Ok(metadata) => {
+                        self.disk.remove(&path)?;
+                        freed += metadata.blocks() * BYTES_PER_DISK_BLOCK;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(freed)
+    }
+
     fn check_disk(&self) -> Result<(), StoreError> {
         if self.disk.is_bad() { Err(StoreError::Bad) } else { Ok(()) }
     }
@@ -419,14 +512,8 @@ impl Store {
             return;
         }
         let temporary = self.layout.staging().join(format!("{file}.out"));
-        let kept = self
-            .disk
-            .create(&temporary)
-            .and_then(|to| self.disk.write(&to, &bytes, 0))
-            .and_then(|()| self.disk.rename(&temporary, &self.layout.outline(file)));
-        if let Err(error) = kept {
+        if let Err(error) = self.disk.replace(&temporary, &self.layout.outline(file), &bytes) {
             tracing::warn!(%error, %file, "its outline is not kept");
-            let _ = self.disk.remove(&temporary);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::hash_bytes;
 
 /// What goes wrong, and before which step, counted from 0.
 #[derive(Clone, Copy, Debug)]
-enum Fault {
+pub(super) enum Fault {
     /// The process is gone: this step and all after it do nothing.
     Crash { step: usize },
     /// The disk refuses this one step.
@@ -28,6 +28,10 @@ pub(super) struct Faults {
 }
 
 impl Faults {
+    pub(super) fn plan(fault: Fault) -> Self {
+        Self { planned: Some(fault), ..Self::default() }
+    }
+
     pub(super) fn check(&mut self, step: Step) -> io::Result<()> {
         let number = self.taken.len();
         self.taken.push(step);
@@ -80,7 +84,7 @@ fn survives(content: &[u8], piece: usize, fault: Fault) -> bool {
     let (hit, result, bad) = {
         let store = open(dir.path());
         put(&store, 1, before, 64).expect("no fault yet");
-        *store.disk.faults.lock().expect("no panic") = Faults { planned: Some(fault), ..Faults::default() };
+        *store.disk.faults.lock().expect("no panic") = Faults::plan(fault);
         let result = put(&store, 2, content, piece);
         if store.disk.is_bad() {
             assert!(matches!(store.begin(3, None), Err(StoreError::Bad)), "a bad store takes nothing");
@@ -120,7 +124,7 @@ fn a_full_disk_is_told_and_frees_what_was_reserved() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = open(dir.path());
     let fault = Fault::Refuse { step: 1, errno: libc::ENOSPC };
-    *store.disk.faults.lock().expect("no panic") = Faults { planned: Some(fault), ..Faults::default() };
+    *store.disk.faults.lock().expect("no panic") = Faults::plan(fault);
     assert!(matches!(store.begin(1, Some(10)), Err(StoreError::DiskFull)));
     assert!(staging_is_empty(dir.path()));
     assert_eq!(store.begin(1, Some(10)).expect("there is room again"), 0);

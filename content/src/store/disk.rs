@@ -61,6 +61,20 @@ impl Disk {
         OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
     }
 
+    /// Opens a file for writing as it is, or makes it.
+    pub(super) fn open(&self, path: &Path) -> io::Result<File> {
+        self.step(Step::Create)?;
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    }
+
+    /// Puts a small file in its place, whole unless the machine dies.
+    pub(super) fn replace(&self, temporary: &Path, to: &Path, bytes: &[u8]) -> io::Result<()> {
+        let file = self.create(temporary)?;
+        self.write(&file, bytes, 0).and_then(|()| self.rename(temporary, to)).inspect_err(|_| {
+            let _ = self.remove(temporary);
+        })
+    }
+
     /// Reserves `length` bytes, so that a full disk shows before the first byte and the file lies in one piece.
     pub(super) fn preallocate(&self, file: &File, length: u64) -> io::Result<()> {
         self.step(Step::Preallocate)?;

@@ -32,6 +32,14 @@ impl Layout {
         self.dir.join("files")
     }
 
+    pub(super) fn partial(&self) -> PathBuf {
+        self.dir.join("partial")
+    }
+
+    pub(super) fn part_of(&self, file: FileId) -> PathBuf {
+        self.partial().join(format!("{file}.part"))
+    }
+
     pub(super) fn trash(&self) -> PathBuf {
         self.dir.join("trash")
     }
@@ -118,17 +126,16 @@ impl Layout {
     /// Every stored file with its length. Outlines of files that are not here are removed.
     pub(super) fn scan(&self) -> io::Result<BTreeMap<FileId, u64>> {
         let (mut found, mut outlines) = (BTreeMap::new(), Vec::new());
-        let id_of = |name: &str| name.parse::<FileId>().ok();
         for outer in directories(&self.files())? {
             for inner in directories(&outer)? {
                 for entry in fs::read_dir(inner)? {
                     let entry = entry?;
                     let name = entry.file_name();
-                    match name.to_str().and_then(|name| name.rsplit_once('.')).map(|(id, kind)| (id_of(id), kind)) {
-                        Some((Some(id), "dat")) if entry.path() == self.of(id).1 => {
+                    match kind_of(&name) {
+                        Some((id, "dat")) if entry.path() == self.of(id).1 => {
                             found.insert(id, entry.metadata()?.len());
                         }
-                        Some((Some(id), "out")) if entry.path() == self.outline(id) => outlines.push(id),
+                        Some((id, "out")) if entry.path() == self.outline(id) => outlines.push(id),
                         Some(_) | None => tracing::warn!(path = %entry.path().display(), "not a file of the store"),
                     }
                 }
@@ -139,6 +146,32 @@ impl Layout {
         }
         Ok(found)
     }
+
+    /// Every file of which some is here. Outlines of files of which nothing is here are removed.
+    pub(super) fn scan_partial(&self) -> io::Result<Vec<FileId>> {
+        let entries = match fs::read_dir(self.partial()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let path = entry.path();
+            match kind_of(&entry.file_name()) {
+                Some((id, "part")) => found.push(id),
+                Some((id, "out")) if !self.part_of(id).exists() => fs::remove_file(path)?,
+                Some((_, "out")) => {}
+                Some(_) | None => tracing::warn!(path = %path.display(), "not a file of the store"),
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The files' ids and what kind each is.
+fn kind_of(name: &std::ffi::OsStr) -> Option<(FileId, &str)> {
+    let (id, kind) = name.to_str()?.rsplit_once('.')?;
+    Some((id.parse().ok()?, kind))
 }
 
 fn directories(parent: &Path) -> io::Result<Vec<PathBuf>> {
