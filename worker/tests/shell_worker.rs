@@ -225,14 +225,17 @@ fn a_program_sees_what_it_was_promised() {
         let outputs: Vec<_> = streams.outputs.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
         assert_eq!(outputs, [("d/x y", &b"two\n"[..]), ("r", b"result\n")]);
     }
-    let inputs = site.path("data/jobs").join(job.to_string()).join("in");
-    assert_eq!(fs::metadata(inputs.join("piece")).expect("it is there").permissions().mode() & 0o777, 0o444);
+    let script = "stat -c %a \"$ZG_INPUT_DIR/piece\"";
+    let arguments = words(&["sh", "-c", script]);
+    let job = site.run(b"", &[first], &JobSpec { arguments, inputs: vec![spec.inputs[1].clone()], ..spec });
+    assert_eq!(site.streams(site.results[&(job, 0)].bundle).stdout(), "444\n");
 }
 
 #[test]
 fn an_input_that_a_program_writes_to_is_whole_again_for_the_next_job() {
     let mut site = Site::new();
-    let mut running = site.start_in_cluster();
+    // In the mount nobody can write to it.
+    let mut running = site.start_in_cluster_with("fuse = false");
     let (file, hash) = site.store(b"original");
     let input = Input { hash, file_length: 8, path: b"f".to_vec(), ..Input::default() };
     let run = |site: &mut Site, script: &str| {
@@ -254,7 +257,7 @@ fn an_input_that_a_program_writes_to_is_whole_again_for_the_next_job() {
     // What was changed while no worker looked.
     run(&mut site, forge);
     assert_eq!(running.terminate(), Some(0));
-    let _running = site.start_in_cluster();
+    let _running = site.start_in_cluster_with("fuse = false");
     assert_eq!(run(&mut site, read).stdout(), "original");
 }
 
@@ -348,8 +351,7 @@ fn a_stored_program_runs_and_may_run_elsewhere() {
     let _running = site.start_in_cluster();
     let text = b"#!/bin/sh\necho \"$PWD $1\"; echo kept >kept-$ZG_CHUNK.txt\n";
     let (file, hash) = site.store(text);
-    let tool =
-        Input { hash, file_length: text.len() as u64, path: b"bin/tool".to_vec(), ..Input::default() };
+    let tool = Input { hash, file_length: text.len() as u64, path: b"bin/tool".to_vec(), ..Input::default() };
     let elsewhere = site.path("elsewhere");
     fs::create_dir(&elsewhere).expect("made");
     let spec = JobSpec {
