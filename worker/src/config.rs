@@ -16,6 +16,8 @@
 //! # free_bytes_min = 134217728             # below that much free disk nothing starts, and what fills it is ended
 //! # cache_size_max = 68719476736           # bytes of input files that a start finds and keeps; above, it begins anew
 //! # groups = true                          # false = no control groups, so no limits of memory
+//! # fuse = true                            # false = inputs are written out instead of mounted
+//! # mount_dir = "/run/ziggurat"            # where; left out = that for root, else below $XDG_RUNTIME_DIR
 //!
 //! [[masters]]                              # every master; none = a worker by itself
 //! endpoint = "tcp://10.0.0.1:7001"
@@ -67,6 +69,9 @@ pub struct Config {
     pub cache_size_max: u64,
     #[serde(default = "groups")]
     pub groups: bool,
+    #[serde(default = "fuse")]
+    pub fuse: bool,
+    pub mount_dir: Option<PathBuf>,
     #[serde(default = "free_bytes_min")]
     pub free_bytes_min: u64,
     #[serde(default)]
@@ -97,6 +102,10 @@ fn groups() -> bool {
     true
 }
 
+fn fuse() -> bool {
+    true
+}
+
 fn free_bytes_min() -> u64 {
     node::disk::WORKER_FREE_BYTES_MIN
 }
@@ -106,7 +115,7 @@ impl Config {
         let mut config: Self = node::settings::load(path)?;
         let base = path.parent().unwrap_or(Path::new(""));
         let required = [&mut config.dir, &mut config.certificate];
-        for path in required.into_iter().chain(&mut config.certificates_dir) {
+        for path in required.into_iter().chain(&mut config.certificates_dir).chain(&mut config.mount_dir) {
             *path = base.join(&path);
         }
         Ok(config)

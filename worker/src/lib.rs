@@ -3,7 +3,9 @@
 
 pub mod config;
 pub mod core;
+pub mod mount;
 pub mod shell;
 pub mod slot;
+pub mod watch;
 
 pub use config::Config;

@@ -1,10 +1,11 @@
 //! `zg-worker SETTINGS.toml`: runs a worker until SIGTERM or SIGINT. As `zg-worker slot` it is one of its slots'
-//! processes.
+//! processes, as `zg-worker watch` the watchdog of its mount.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: zg-worker SETTINGS.toml\n       zg-worker slot [GROUP..] (started by a worker, with its link as standard input)";
+const USAGE: &str = "usage: zg-worker SETTINGS.toml\n       zg-worker slot [GROUP..] (started by a worker, with its link as standard input)\n       \
+zg-worker watch MOUNT SOURCE (started by a worker, which says on standard input that it is there)";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -13,6 +14,15 @@ fn main() -> ExitCode {
         (Some(word), group) if word == "slot" => {
             let directories = group.into_iter().chain(arguments).map(PathBuf::from).collect();
             worker::slot::process::run(worker::slot::Group::at(directories).as_ref())
+        }
+        (Some(word), Some(mount)) if word == "watch" => {
+            let Some(source) = arguments.next().and_then(|source| source.into_string().ok()) else {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            };
+            node::log::init();
+            worker::watch::run(&PathBuf::from(mount), &source);
+            return ExitCode::SUCCESS;
         }
         (Some(word), None) if word == "--help" => {
             println!("{USAGE}");

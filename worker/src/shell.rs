@@ -4,8 +4,9 @@
 //! bring inputs, an uploader stores outputs, and a sweeper removes what is left over.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::{io, thread};
 
@@ -15,10 +16,11 @@ use node::{
     Bind, Certificate, CertificateError, Clock, Endpoint, EndpointConfig, EndpointError, IdentityError, NodeIdentity,
     PeerClass, SettingsError, signal,
 };
-use wire::{Duration, Instant, JobId, PeerId, Role};
+use wire::{Duration, FileId, Instant, JobId, PeerId, Role};
 
 use crate::config::Config;
 use crate::core::{Action, Event, Order, RunEnd, Server, Settings, SlotIndex, Take, Usage, Worker};
+use crate::mount::{Content, Mount, MountSettings, Source};
 use crate::slot::{Ended, Groups, Report, SlotEvent};
 
 mod bench;
@@ -85,7 +87,7 @@ pub enum ShellError {
 pub fn run(config: &Config) -> Result<(), ShellError> {
     let identity = NodeIdentity::open(&config.dir, config.node)?;
     let in_directory = |source| ShellError::Directory { dir: config.dir.display().to_string(), source };
-    let directory = Directory::open(&config.dir, config.cache_size_max).map_err(in_directory)?;
+    let mut directory = Directory::open(&config.dir, config.cache_size_max).map_err(in_directory)?;
     let cache = Arc::new(Cache::new(Store::open(&directory.cache(), identity.node)?));
     let certificate = Certificate::load(&config.certificate)?;
     let binds = config.bind.iter().map(|address| Bind { address: address.clone(), class: PeerClass::Control });
@@ -101,6 +103,18 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
     let settings = settings(config, &identity, &certificate, control.clone());
 
     let gate = Arc::new(Mutex::new(()));
+    let groups = match config.groups.then(|| Groups::open(identity.node)) {
+        Some(Ok(groups)) => groups,
+        Some(Err(error)) => {
+            tracing::warn!(%error, "no control groups can be made here: programs run without limits of memory");
+            Groups::none()
+        }
+        None => Groups::none(),
+    };
+    let mount = config.fuse.then(|| mount(config, &identity, &cache, &gate)).flatten();
+    directory.mount = mount.as_ref().map(|mount| mount.path().to_owned());
+    // Goes after the slots, so that no program is cut off.
+    let mounted = Mounted(mount.clone());
     let storage = StorageList::of_settings(&config.storage);
     let ourselves = Ourselves { node: identity.node, boot: identity.boot, certificate };
     let surroundings = Arc::new(Surroundings::new(identity.node));
@@ -109,6 +123,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
     let stage = Stage {
         directory: directory.clone(),
         cache,
+        mount: mount.clone(),
         ourselves: ourselves.clone(),
         storage: storage.clone(),
         may_learn_storage: !config.masters.is_empty(),
@@ -127,14 +142,6 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
     )
     .map_err(ShellError::Thread)?;
     let mut sweeper = Sweeper::start(directory.trash()).map_err(ShellError::Thread)?;
-    let groups = match config.groups.then(|| Groups::open(identity.node)) {
-        Some(Ok(groups)) => groups,
-        Some(Err(error)) => {
-            tracing::warn!(%error, "no control groups can be made here: programs run without limits of memory");
-            Groups::none()
-        }
-        None => Groups::none(),
-    };
     let mut benches = Benches::new(gate, groups).map_err(ShellError::Slot)?;
     for slot in 0..settings.slots {
         benches.open(slot, &directory);
@@ -153,6 +160,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         fixed,
         links: BTreeMap::new(),
         directory,
+        mount,
         disk: DiskWatch::new(config.dir.clone(), config.free_bytes_min),
         benches,
         sweeper,
@@ -176,6 +184,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
     let Shell { endpoint, benches, .. } = shell;
     // Ends every program, and waits for that.
     drop(benches);
+    drop(mounted);
     endpoint.close(LINGER);
     Ok(())
 }
@@ -195,6 +204,63 @@ fn settings(config: &Config, identity: &NodeIdentity, certificate: &Certificate,
         load_balancers: servers(&config.loadbalancers),
         kill_grace: config.kill_grace,
         ..Settings::new(identity.node, identity.boot, config.slots.unwrap_or(cpus).max(1))
+    }
+}
+
+/// Mounts what programs see of inputs; `None` = it has to be written out.
+fn mount(config: &Config, identity: &NodeIdentity, cache: &Arc<Cache>, gate: &Arc<Mutex<()>>) -> Option<Arc<Mount>> {
+    let Some(dir) = config.mount_dir.clone().or_else(runtime_dir) else {
+        tracing::warn!("inputs are written out, not mounted: only root mounts without mount_dir or $XDG_RUNTIME_DIR");
+        return None;
+    };
+    let settings = MountSettings {
+        node: identity.node,
+        boot: identity.boot.0,
+        dir,
+        mtime_s: cache::SEALED_AT.as_secs() as i64,
+        gate: gate.clone(),
+    };
+    match Mount::open(settings, Box::new(FromCache(cache.clone()))) {
+        Ok(mount) => {
+            tracing::info!(path = %mount.path().display(), "inputs are mounted");
+            Some(Arc::new(mount))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "inputs are written out, not mounted");
+            None
+        }
+    }
+}
+
+/// Where processes of this user keep what belongs to the running machine.
+fn runtime_dir() -> Option<PathBuf> {
+    // SAFETY: geteuid has no preconditions.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let base = if is_root { Some("/run".into()) } else { std::env::var_os("XDG_RUNTIME_DIR") };
+    base.map(|base| PathBuf::from(base).join("ziggurat"))
+}
+
+/// Takes the mount away when the worker ends, however it does.
+struct Mounted(Option<Arc<Mount>>);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Some(mount) = &self.0 {
+            mount.close();
+        }
+    }
+}
+
+/// What the mount shows, from the cache.
+struct FromCache(Arc<Cache>);
+
+impl Source for FromCache {
+    fn open(&self, content: &Content) -> io::Result<File> {
+        self.0.open(content.file, content.hash)
+    }
+
+    fn length(&self, file: FileId) -> Option<u64> {
+        self.0.store.length(file).ok()
     }
 }
 
@@ -258,6 +324,7 @@ struct Shell {
     fixed: Vec<Server>,
     links: BTreeMap<PeerId, Link>,
     directory: Directory,
+    mount: Option<Arc<Mount>>,
     disk: DiskWatch,
     benches: Benches,
     sweeper: Sweeper,
@@ -536,6 +603,9 @@ impl Shell {
             Action::Stage { job } => self.stager.push(self.order(job)),
             Action::Forget { job } => {
                 self.orders.remove(&job);
+                if let Some(mount) = &self.mount {
+                    mount.withdraw(job);
+                }
                 self.discard(&self.directory.job(job));
             }
             Action::Start { slot, run, job, chunk, attempt } => self.start(slot, run, job, chunk, attempt),

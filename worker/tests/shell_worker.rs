@@ -4,7 +4,6 @@ mod site;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use site::{Site, is_alive};

@@ -19,7 +19,10 @@ use content::Store;
 use wire::{FileId, Hash};
 
 /// When every input was last modified: 1980-01-02, so that archivers which know no earlier time take it in every zone.
-const SEALED_AT: Duration = Duration::from_secs(315_619_200);
+pub(super) const SEALED_AT: Duration = Duration::from_secs(315_619_200);
+
+/// How often a file may turn out not to be as it was while it is opened.
+const OPENINGS_MAX: u32 = 4;
 
 /// How a file looks that nobody has touched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,6 +111,23 @@ impl Cache {
             *seal = after;
         }
         Ok(is_same)
+    }
+
+    /// Opens the file for reading, if it is as it was; what is not is read again first.
+    pub(super) fn open(&self, file: FileId, hash: Option<Hash>) -> io::Result<File> {
+        for _ in 0..OPENINGS_MAX {
+            let mut opened = None;
+            let is_placed = self.place(file, |path| {
+                opened = Some(File::open(path)?);
+                Ok(())
+            })?;
+            match opened {
+                Some(opened) if is_placed => return Ok(opened),
+                Some(_) | None if self.holds(file, hash) => {}
+                Some(_) | None => return Err(io::Error::other("it is not in the cache")),
+            }
+        }
+        Err(io::Error::other("somebody writes to it again and again"))
     }
 
     fn seals(&self) -> MutexGuard<'_, BTreeMap<FileId, Seal>> {

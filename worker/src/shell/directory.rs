@@ -3,7 +3,7 @@
 //! ```text
 //! NODE  BOOT  LOCK            its identity
 //! cache/                      input files, whole (a content store)
-//! jobs/<uuid>/in/…  program   a job's inputs under their names, and its program
+//! jobs/<uuid>/in/…  program   a job's inputs under their names where nothing is mounted, and its program
 //! empty/                      the input directory of jobs without inputs
 //! slot/<n>/work  out          private to one run; reused
 //! slot/<n>/spool/             standard output and error of the run, and what it writes as its error
@@ -28,13 +28,15 @@ use super::sweep::Sweeper;
 #[derive(Clone, Debug)]
 pub(super) struct Directory {
     root: PathBuf,
+    /// Where inputs are mounted, if they are.
+    pub(super) mount: Option<PathBuf>,
 }
 
 impl Directory {
     /// Sweeps what the last boot left, and makes what this one needs. The path becomes absolute: programs see it. A cache
     /// above `cache_size_max` bytes begins anew.
     pub(super) fn open(root: &Path, cache_size_max: u64) -> io::Result<Self> {
-        let directory = Self { root: root.canonicalize()? };
+        let directory = Self { root: root.canonicalize()?, mount: None };
         if size_of_tree(&directory.cache())? > cache_size_max {
             remove_tree(&directory.cache())?;
         }
@@ -60,7 +62,14 @@ impl Directory {
         self.root.join("jobs").join(job.to_string())
     }
 
+    /// Where programs find the job's inputs; the worker itself never goes there.
     pub(super) fn inputs(&self, job: JobId) -> PathBuf {
+        let mounted = self.mount.as_ref().map(|mount| mount.join("job").join(job.to_string()).join("in"));
+        mounted.unwrap_or_else(|| self.staged_inputs(job))
+    }
+
+    /// Where inputs are written out.
+    pub(super) fn staged_inputs(&self, job: JobId) -> PathBuf {
         self.job(job).join("in")
     }
 

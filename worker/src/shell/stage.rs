@@ -1,11 +1,12 @@
 //! Brings a job's program and inputs here, beside the loop: whole, under the names that the job gives them.
 //!
-//! Files come into the cache, which verifies them, and the job's directory holds links to them; two jobs with the same
-//! input have it once. Pieces of packed files, and whatever has to be executable, are copies.
+//! Files come into the cache, which verifies them, and the mount shows them from there. Where there is no mount the job's
+//! directory holds links to them; two jobs with the same input have it once. Pieces of packed files, and whatever has to be
+//! executable, are copies then.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::thread;
 use content::{FetchError, HolderAddress};
 use node::channel::Outbox;
 use node::{Clock, channel};
+use wire::tree::SIZE_MAX;
 use wire::{Duration, FileAddress, FileId, Hash, Instant, JobId};
 
 use super::cache::{Cache, seal_file};
@@ -22,6 +24,7 @@ use super::directory::{Directory, remove_tree};
 use super::storage::{Connections, Ourselves, StorageList};
 use super::tree;
 use crate::core::Order;
+use crate::mount::{Content, Mount, Published, Tree, TreeBytes, What};
 
 /// Threads: one slow input must not hold up all other jobs.
 const STAGERS: usize = 2;
@@ -46,6 +49,8 @@ pub(super) struct Staged {
 pub(super) struct Stage {
     pub(super) directory: Directory,
     pub(super) cache: Arc<Cache>,
+    /// `None` = inputs are written out.
+    pub(super) mount: Option<Arc<Mount>>,
     pub(super) ourselves: Ourselves,
     pub(super) storage: StorageList,
     /// False where no masters will ever tell of storage nodes.
@@ -87,6 +92,9 @@ struct Stager {
 struct Wanted {
     address: FileAddress,
     hash: Option<Hash>,
+    /// Under the job's inputs.
+    name: Vec<u8>,
+    /// Where it is written out.
     path: PathBuf,
     is_executable: bool,
     is_tree: bool,
@@ -96,24 +104,66 @@ impl Stager {
     /// Brings everything, or says what could not be had.
     fn bring(&mut self, order: &Order) -> Result<(), String> {
         let directory = self.stage.directory.job(order.job);
+        let in_directory = |error: io::Error| format!("{}: {error}", directory.display());
         // An earlier try may have been cut short.
-        remove_tree(&directory)
-            .and_then(|()| fs::create_dir_all(self.stage.directory.inputs(order.job)))
-            .map_err(|error| format!("{}: {error}", directory.display()))?;
+        remove_tree(&directory).and_then(|()| fs::create_dir(&directory)).map_err(in_directory)?;
         let deadline = self.clock.now() + self.stage.timeout;
+        if let Some(mount) = self.stage.mount.clone() {
+            if !order.inputs.is_empty() {
+                self.publish(order, &mount, deadline)?;
+            }
+            return self.write_program(order).map_err(|error| format!("the program: {error}"));
+        }
+        let inputs = self.stage.directory.staged_inputs(order.job);
+        fs::create_dir(&inputs).map_err(in_directory)?;
         for wanted in self.wanted(order) {
             self.fetch(&wanted, deadline).map_err(|why| format!("{}: {why}", wanted.address))?;
         }
         self.write_program(order).map_err(|error| format!("the program: {error}"))?;
-        seal(&self.stage.directory.inputs(order.job)).map_err(|error| format!("{}: {error}", directory.display()))
+        seal(&inputs).map_err(in_directory)
+    }
+
+    /// Shows the inputs in the mount.
+    fn publish(&mut self, order: &Order, mount: &Mount, deadline: Instant) -> Result<(), String> {
+        let mut inputs = Vec::with_capacity(order.inputs.len());
+        for wanted in self.wanted(order) {
+            let what = self.shown(&wanted, deadline).map_err(|why| format!("{}: {why}", wanted.address))?;
+            inputs.push(Published { path: wanted.name, what });
+        }
+        mount.publish(order.job, inputs).map_err(|error| error.to_string())
+    }
+
+    /// What the mount shows of an input.
+    fn shown(&mut self, wanted: &Wanted, deadline: Instant) -> Result<What, String> {
+        let (FileAddress { file, piece }, hash) = (wanted.address, wanted.hash);
+        self.cache(file, hash, deadline)?;
+        let cache = self.stage.cache.clone();
+        if !wanted.is_tree {
+            let file_length = cache.store.length(file).map_err(|error| error.to_string())?;
+            let (offset, length) = piece.unwrap_or((0, file_length));
+            if offset.checked_add(length).is_none_or(|end| end > file_length) {
+                return Err(format!("it has {file_length} bytes, and {offset}+{length} are asked for"));
+            }
+            let content = Content { file, hash, file_length, offset, length };
+            return Ok(What::File { content, is_executable: wanted.is_executable });
+        }
+        let mut bytes = Vec::new();
+        let read = cache.open(file, hash).and_then(|open| open.take(SIZE_MAX + 1).read_to_end(&mut bytes));
+        read.map_err(|error| error.to_string())?;
+        let tree = Tree::decode(file, TreeBytes(Arc::new(bytes))).map_err(|error| error.to_string())?;
+        for (file, hash, _) in tree.files() {
+            self.cache(file, Some(hash), deadline).map_err(|why| format!("{file}: {why}"))?;
+        }
+        Ok(What::Tree(Arc::new(tree)))
     }
 
     fn wanted(&self, order: &Order) -> Vec<Wanted> {
-        let inputs = self.stage.directory.inputs(order.job);
+        let inputs = self.stage.directory.staged_inputs(order.job);
         let describe = |(position, file): (usize, &FileId)| match order.spec.inputs.get(position) {
             Some(input) => Wanted {
                 address: FileAddress { file: *file, piece: input.piece },
                 hash: (!input.hash.is_nil()).then_some(input.hash),
+                name: input.path.clone(),
                 path: inputs.join(OsStr::from_bytes(&input.path)),
                 is_executable: input.executable || order.spec.program_input == Some(position as u32),
                 is_tree: input.is_tree,
@@ -122,6 +172,7 @@ impl Stager {
             None => Wanted {
                 address: FileAddress { file: *file, piece: None },
                 hash: None,
+                name: file.to_string().into_bytes(),
                 path: inputs.join(file.to_string()),
                 is_executable: false,
                 is_tree: false,
@@ -245,10 +296,20 @@ impl Stager {
     /// Writes the program that came in the request, or gives the one that is an input its place.
     fn write_program(&self, order: &Order) -> io::Result<()> {
         let path = self.stage.directory.program(order.job);
-        let input = order.spec.program_input.and_then(|position| order.spec.inputs.get(position as usize));
-        if let Some(input) = input {
-            let inputs = self.stage.directory.inputs(order.job);
-            return fs::hard_link(inputs.join(OsStr::from_bytes(&input.path)), path);
+        let position = order.spec.program_input.map(|position| position as usize);
+        let input = position.and_then(|at| Some((order.inputs.get(at)?, order.spec.inputs.get(at)?)));
+        if let Some((file, input)) = input {
+            if self.stage.mount.is_none() {
+                let inputs = self.stage.directory.staged_inputs(order.job);
+                return fs::hard_link(inputs.join(OsStr::from_bytes(&input.path)), path);
+            }
+            // It never runs from the mount: what waits for the first page of a program cannot be ended.
+            let mut cached = self.stage.cache.open(*file, (!input.hash.is_nil()).then_some(input.hash))?;
+            let (offset, length) = input.piece.unwrap_or((0, u64::MAX));
+            cached.seek(SeekFrom::Start(offset))?;
+            let _gate = self.stage.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            io::copy(&mut cached.take(length), &mut File::create(&path)?)?;
+            return seal_file(&path, true);
         }
         if order.program.is_empty() {
             return Ok(());

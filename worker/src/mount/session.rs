@@ -1,0 +1,464 @@
+//! Answers the kernel: the only file that knows the package which talks to it.
+//!
+//! Names and lengths are answered from memory, at once. Bytes of a file that is whole in the cache are none of our business
+//! where the kernel can read past us; elsewhere they are read and handed over, and the kernel keeps them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuser::{
+    BackgroundSession, BackingId, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, Notifier, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, Request, Session, SessionACL,
+};
+use wire::JobId;
+use wire::limit::MIB;
+use wire::tree::EntryKind;
+
+use super::policy::{Facts, Handles, Recency, Way};
+use super::view::{Attr, Content, JOBS, Looked, View};
+use super::{Counts, Source};
+
+/// Nothing that is shown changes; what goes is taken back by name.
+const TTL: Duration = Duration::from_secs(365 * 86_400);
+/// Threads that answer.
+const THREADS: usize = 3;
+/// Requests that the kernel asks for ahead of time, at most.
+const BACKGROUND_MAX: u16 = 64;
+/// Files that nobody has open and that stay known to the kernel all the same: to open one again is cheaper.
+const KEPT_MAX: usize = 1024;
+/// File systems above each other that the kernel reads past us: a cache directory must not lie on another such one.
+const STACK_DEPTH: u32 = 1;
+
+/// What the answers come from. It outlives the connection to the kernel, which may have to be made anew.
+pub(super) struct Shared {
+    view: RwLock<View>,
+    source: Box<dyn Source>,
+    pub(super) counts: Counts,
+    may_pass: AtomicBool,
+    open: Mutex<Open>,
+}
+
+/// Who has what open.
+#[derive(Default)]
+struct Open {
+    next: u64,
+    handles: BTreeMap<u64, Arc<Handle>>,
+    nodes: BTreeMap<u64, Arc<Mutex<Node>>>,
+    /// Nodes that have a backing and nobody who has them open.
+    idle: Recency,
+}
+
+/// A file that can be read past us.
+#[derive(Default)]
+struct Node {
+    handles: Handles,
+    /// One for all who have it open: the kernel refuses a second. With the cache file that it is.
+    backing: Option<(BackingId, FileNumber)>,
+}
+
+/// What a file is to the file system that it lies on: device and inode.
+type FileNumber = (u64, u64);
+
+/// One open file.
+struct Handle {
+    content: Content,
+    /// `None` = it is empty.
+    file: Option<Arc<File>>,
+    /// Its number, if it counts who has it open which way.
+    counted: Option<(u64, Way)>,
+}
+
+impl Shared {
+    pub(super) fn new(view: View, source: Box<dyn Source>) -> Self {
+        Self {
+            view: RwLock::new(view),
+            source,
+            counts: Counts::default(),
+            may_pass: AtomicBool::new(false),
+            open: Mutex::default(),
+        }
+    }
+
+    pub(super) fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn view_mut(&self) -> RwLockWriteGuard<'_, View> {
+        self.view.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what an earlier connection had open.
+    fn begin_anew(&self) {
+        let next = held(&self.open).next;
+        *held(&self.open) = Open { next, ..Open::default() };
+    }
+
+    fn open(&self, inode: u64, reply: ReplyOpen) {
+        let Some(content) = self.view().content(inode) else { return reply.error(Errno::ENOENT) };
+        if content.length == 0 {
+            return self.opened(reply, Handle { content, file: None, counted: None }, None);
+        }
+        let file = match self.source.open(&content) {
+            Ok(file) => Arc::new(file),
+            Err(error) => {
+                tracing::error!(file = %content.file, %error, "an input cannot be read");
+                Counts::add(&self.counts.failed, 1);
+                return reply.error(Errno::EIO);
+            }
+        };
+        let facts = Facts {
+            length: content.length,
+            is_piece: !content.is_whole(),
+            is_sealed: true,
+            may_pass: self.may_pass.load(Ordering::Relaxed),
+            has_waited: true,
+        };
+        if !facts.may_ever_pass() {
+            return self.opened(reply, Handle { content, file: Some(file), counted: None }, None);
+        }
+        let shared = {
+            let mut open = held(&self.open);
+            open.idle.remove(inode);
+            open.nodes.entry(inode).or_default().clone()
+        };
+        let mut node = held(&shared);
+        let mut way = node.handles.decide(facts);
+        let number = file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).unwrap_or_default();
+        if node.backing.as_ref().is_some_and(|(_, known)| *known != number) {
+            if !node.handles.is_idle() {
+                tracing::error!(file = %content.file, "somebody wrote to an input that is still open");
+                Counts::add(&self.counts.failed, 1);
+                return reply.error(Errno::EIO);
+            }
+            node.backing = None;
+        }
+        if way == Way::Passthrough && node.backing.is_none() {
+            match reply.open_backing(&*file) {
+                Ok(backing) => node.backing = Some((backing, number)),
+                Err(error) => {
+                    self.may_pass.store(false, Ordering::Relaxed);
+                    tracing::warn!(%error, "the kernel does not read cache files past us: inputs are read through us");
+                    way = Way::Cached;
+                }
+            }
+        }
+        match way {
+            Way::Passthrough => node.handles.passthrough += 1,
+            Way::Cached | Way::Wait => node.handles.cached += 1,
+        }
+        let handle = Handle { content, file: Some(file), counted: Some((inode, way)) };
+        // Under the node's lock: nobody may come in between with the other way.
+        self.opened(reply, handle, node.backing.as_ref().map(|(backing, _)| backing));
+    }
+
+    fn opened(&self, reply: ReplyOpen, handle: Handle, backing: Option<&BackingId>) {
+        let way = handle.counted.map_or(Way::Cached, |(_, way)| way);
+        let number = {
+            let mut open = held(&self.open);
+            open.next += 1;
+            let number = open.next;
+            open.handles.insert(number, Arc::new(handle));
+            FileHandle(number)
+        };
+        match (way, backing) {
+            (Way::Passthrough, Some(backing)) => {
+                Counts::add(&self.counts.passthrough, 1);
+                reply.opened_passthrough(number, FopenFlags::FOPEN_NOFLUSH, backing);
+            }
+            (Way::Passthrough | Way::Cached | Way::Wait, _) => {
+                Counts::add(&self.counts.cached, 1);
+                reply.opened(number, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+            }
+        }
+    }
+
+    fn release(&self, number: FileHandle) {
+        let Some(handle) = held(&self.open).handles.remove(&number.0) else { return };
+        let Some((inode, way)) = handle.counted else { return };
+        let Some(shared) = held(&self.open).nodes.get(&inode).cloned() else { return };
+        let keeps_backing = {
+            let mut node = held(&shared);
+            match way {
+                Way::Passthrough => node.handles.passthrough -= 1,
+                Way::Cached | Way::Wait => node.handles.cached -= 1,
+            }
+            node.backing.is_some() && node.handles.is_idle()
+        };
+        drop(shared);
+        let mut open = held(&self.open);
+        if keeps_backing {
+            open.idle.touch(inode);
+        }
+        let mut gone = open.idle.pop_over(KEPT_MAX);
+        if !keeps_backing {
+            gone = gone.or(Some(inode));
+        }
+        if let Some(gone) = gone {
+            open.let_go(gone);
+        }
+    }
+
+    fn read(&self, number: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+        let handle = held(&self.open).handles.get(&number.0).cloned();
+        let Some(handle) = handle else { return reply.error(Errno::EBADF) };
+        let left = handle.content.length.saturating_sub(offset);
+        let size = u64::from(size).min(left) as usize;
+        let Some(file) = handle.file.as_ref().filter(|_| size > 0) else { return reply.data(&[]) };
+        thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        BUFFER.with_borrow_mut(|buffer| {
+            // It grows to the largest request of the kernel, a MiB, and is used for every one after that.
+            buffer.resize(buffer.len().max(size), 0);
+            match file.read_exact_at(&mut buffer[..size], handle.content.offset + offset) {
+                Ok(()) => {
+                    Counts::add(&self.counts.bytes_served, size as u64);
+                    reply.data(&buffer[..size]);
+                }
+                Err(error) => {
+                    tracing::error!(file = %handle.content.file, %error, "an input cannot be read");
+                    Counts::add(&self.counts.failed, 1);
+                    reply.error(Errno::EIO);
+                }
+            }
+        });
+    }
+
+    fn lookup(&self, parent: u64, name: &[u8], reply: ReplyEntry) {
+        let looked = self.view().lookup(parent, name);
+        let attr = match looked {
+            Looked::Found(attr) => attr,
+            Looked::Ask(file) => match self.source.length(file) {
+                Some(length) => self.view_mut().learn(Content::whole(file, None, length)),
+                None => return reply.error(Errno::ENOENT),
+            },
+            // An entry without a number is one that the kernel remembers as absent.
+            Looked::Absent => return reply.entry(&TTL, &file_attr(&ABSENT), Generation(0)),
+            Looked::NotNow => return reply.error(Errno::ENOENT),
+        };
+        reply.entry(&TTL, &file_attr(&attr), Generation(0));
+    }
+}
+
+impl Open {
+    /// Forgets a node if nobody has it open.
+    fn let_go(&mut self, inode: u64) {
+        // Whoever has a reference is about to open or to close it, and comes by here again.
+        let node = self.nodes.get_mut(&inode).and_then(Arc::get_mut);
+        let node = node.map(|node| node.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if node.is_some_and(|node| node.handles.is_idle()) {
+            self.nodes.remove(&inode);
+        }
+    }
+}
+
+const ABSENT: Attr = Attr { inode: 0, kind: EntryKind::File, length: 0, is_executable: false, mtime_s: 0 };
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    let time = match u64::try_from(attr.mtime_s) {
+        Ok(after) => UNIX_EPOCH + Duration::from_secs(after),
+        Err(_) => UNIX_EPOCH.checked_sub(Duration::from_secs(attr.mtime_s.unsigned_abs())).unwrap_or(UNIX_EPOCH),
+    };
+    FileAttr {
+        ino: INodeNo(attr.inode),
+        size: attr.length,
+        blocks: attr.length.div_ceil(512),
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: file_type(attr.kind),
+        perm: match (attr.kind, attr.is_executable) {
+            (EntryKind::Symlink, _) => 0o777,
+            (EntryKind::File, false) => 0o444,
+            (EntryKind::File | EntryKind::Directory, _) => 0o555,
+        },
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: MIB as u32,
+        flags: 0,
+    }
+}
+
+fn file_type(kind: EntryKind) -> FileType {
+    match kind {
+        EntryKind::File => FileType::RegularFile,
+        EntryKind::Directory => FileType::Directory,
+        EntryKind::Symlink => FileType::Symlink,
+    }
+}
+
+/// One connection to the kernel.
+struct Files {
+    shared: Arc<Shared>,
+}
+
+impl Filesystem for Files {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_ABORT_ERROR,
+        ] {
+            if config.add_capabilities(capability).is_err() {
+                tracing::debug!(?capability, "this kernel cannot");
+            }
+        }
+        let passes = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(STACK_DEPTH).is_ok();
+        self.shared.may_pass.store(passes, Ordering::Relaxed);
+        // A larger or smaller number than we ask for is as good.
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_max_write(MIB as u32);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.shared.lookup(parent.0, name.as_bytes(), reply);
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.shared.view().attr(inode.0) {
+            Some(attr) => reply.attr(&TTL, &file_attr(&attr)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
+        match self.shared.view().target(inode.0) {
+            Some(target) => reply.data(target),
+            None => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.shared.open(inode.0, reply);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.shared.read(handle, offset, size, reply);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.release(handle);
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // The kernel keeps the listing of what does not change.
+        let flags = if inode.0 <= JOBS {
+            FopenFlags::empty()
+        } else {
+            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
+        };
+        reply.opened(FileHandle(0), flags);
+    }
+
+    fn readdir(&self, _: &Request, inode: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let is_directory = self.shared.view().entries(inode.0, offset, &mut |next, name, attr| {
+            reply.add(INodeNo(attr.inode), next, file_type(attr.kind), OsStr::from_bytes(name))
+        });
+        if is_directory { reply.ok() } else { reply.error(Errno::ENOENT) }
+    }
+
+    fn readdirplus(&self, _: &Request, inode: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let is_directory = self.shared.view().entries(inode.0, offset, &mut |next, name, attr| {
+            let inode = INodeNo(attr.inode);
+            reply.add(inode, next, OsStr::from_bytes(name), &TTL, &file_attr(attr), Generation(0))
+        });
+        if is_directory { reply.ok() } else { reply.error(Errno::ENOENT) }
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let block = MIB as u32;
+        reply.statfs(0, 0, 0, 0, 0, block, wire::limit::NAME_SIZE_MAX as u32, block);
+    }
+}
+
+/// A mounted connection; its threads run until it is unmounted.
+pub(super) struct Connection {
+    session: BackgroundSession,
+}
+
+impl Connection {
+    /// Mounts at `path`, which is an empty directory.
+    pub(super) fn open(path: &Path, source: &str, shared: &Arc<Shared>) -> io::Result<Self> {
+        shared.begin_anew();
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::RO,
+            MountOption::NoSuid,
+            MountOption::NoDev,
+            MountOption::NoAtime,
+            MountOption::DefaultPermissions,
+            MountOption::FSName(source.to_owned()),
+            MountOption::Subtype("zg".to_owned()),
+        ];
+        // Programs run under other users.
+        config.acl = SessionACL::All;
+        config.n_threads = Some(THREADS);
+        config.clone_fd = true;
+        let session = Session::new(Files { shared: shared.clone() }, path, &config)?;
+        Ok(Self { session: session.spawn()? })
+    }
+
+    /// The connection was ended by somebody else.
+    pub(super) fn has_ended(&self) -> bool {
+        self.session.guard.is_finished()
+    }
+
+    /// What forgets names in the kernel, from any thread but those that answer it.
+    pub(super) fn names(&self) -> Names {
+        Names(self.session.notifier())
+    }
+
+    /// Waits for the threads of a connection that is unmounted.
+    pub(super) fn join(self) -> io::Result<()> {
+        self.session.join()
+    }
+}
+
+/// Has the kernel forget names.
+pub(super) struct Names(Notifier);
+
+impl Names {
+    pub(super) fn forget_job(&self, job: JobId) {
+        // The kernel may never have heard of it.
+        let _ = self.0.inval_entry(INodeNo(JOBS), OsStr::new(&job.to_string()));
+    }
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

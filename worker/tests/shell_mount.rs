@@ -1,0 +1,324 @@
+//! What programs see of their inputs, through a real mount; and what becomes of the mount, whatever becomes of the worker.
+//!
+//! On a machine where nothing can be mounted the tests that need it say so and end.
+
+mod site;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use node::Clock;
+use site::{Running, Site};
+use wire::job::{Input, JobSpec};
+use wire::{Cause, FileId, JobId};
+
+const MIB: usize = 1 << 20;
+
+/// A site whose mount is taken away at the end, also of a test that fails.
+struct Mounted {
+    site: Site,
+}
+
+impl Mounted {
+    /// `None` = this machine mounts nothing.
+    fn new() -> Option<Self> {
+        // SAFETY: plain system call.
+        let can = fs::metadata("/dev/fuse").is_ok() && unsafe { libc::geteuid() } == 0;
+        if !can {
+            eprintln!("skipped: this needs /dev/fuse, and root");
+        }
+        can.then(|| Self { site: Site::new() })
+    }
+
+    fn dir(&self) -> PathBuf {
+        PathBuf::from("/run/ziggurat").join(self.site.node())
+    }
+
+    /// The lines of the kernel's list that are ours.
+    fn listed(&self) -> Vec<String> {
+        let node = self.site.node();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("it is text");
+        mounts.lines().filter(|line| line.contains(&node)).map(str::to_owned).collect()
+    }
+
+    fn input(&mut self, bytes: &[u8], path: &[u8]) -> (FileId, Input) {
+        let (file, hash) = self.site.store(bytes);
+        (file, Input { hash, file_length: bytes.len() as u64, path: path.to_vec(), ..Input::default() })
+    }
+
+    /// Runs a shell script over the inputs; returns how it ended, and its standard output and error.
+    fn run(&mut self, inputs: &[(FileId, Input)], script: &str) -> (Cause, String, String) {
+        let arguments = ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec();
+        let spec = JobSpec {
+            arguments,
+            inputs: inputs.iter().map(|(_, input)| input.clone()).collect(),
+            ..JobSpec::default()
+        };
+        let files: Vec<FileId> = inputs.iter().map(|(file, _)| *file).collect();
+        let job = self.site.run(b"", &files, &spec);
+        let result = self.site.results[&(job, 0)];
+        let streams = self.site.streams(result.bundle);
+        (result.cause, streams.stdout().to_owned(), streams.stderr().to_owned())
+    }
+
+    /// Starts a job that goes on, and waits for its first line in `file`.
+    fn begin(&mut self, inputs: &[(FileId, Input)], script: &str, file: &str) -> JobId {
+        let path = self.site.path(file);
+        let script = format!("exec >'{}'; {script}", path.display());
+        let spec = JobSpec {
+            arguments: ["sh", "-c", &script].map(|word| word.as_bytes().to_vec()).to_vec(),
+            inputs: inputs.iter().map(|(_, input)| input.clone()).collect(),
+            ..JobSpec::default()
+        };
+        let files: Vec<FileId> = inputs.iter().map(|(file, _)| *file).collect();
+        let job = JobId::now();
+        self.site.assign(job, 0, 1, b"", &files, &spec);
+        self.site.until("the program runs", |_| fs::read(&path).is_ok_and(|said| said.contains(&b'\n')));
+        job
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        for line in self.listed() {
+            let path = line.split(' ').nth(4).expect("a place");
+            let _ = Command::new("umount").args(["-f", "-l", path]).status();
+        }
+    }
+}
+
+fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+    let clock = Clock::new();
+    let deadline = clock.now() + limit;
+    while !is_so() {
+        assert!(clock.now() < deadline, "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Bytes that no two places share.
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length.div_ceil(8))
+        .flat_map(|at| (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+        .take(length)
+        .collect()
+}
+
+fn signal(process: u32, signal: i32) {
+    // SAFETY: a process of ours that has not been waited for.
+    assert_eq!(unsafe { libc::kill(process as libc::pid_t, signal) }, 0);
+}
+
+/// A process that reads a path to its end, in no way that the worker knows of.
+fn reader(command: &str) -> Child {
+    Command::new("sh").args(["-c", command]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+}
+
+fn state(process: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+#[test]
+fn inputs_are_read_through_the_mount_under_any_name_and_of_any_size() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let running = mounted.site.start_in_cluster();
+    let sizes = [0, 1, MIB - 1, MIB, MIB + 1, 9 * MIB + 7];
+    let names: [&[u8]; 6] = [b"empty", b"a b/one", b"line\nfeed", b"it's \"quoted\"", b"\xff\xfe", "ä/ö".as_bytes()];
+    let mut inputs = Vec::new();
+    let mut expected = String::new();
+    for (size, name) in sizes.into_iter().zip(names) {
+        inputs.push(mounted.input(&bytes(size), name));
+        expected += &format!("{} {size}\n", content::hash_bytes(&bytes(size)));
+    }
+    inputs.push((inputs[4].0, Input { path: b"again".to_vec(), ..inputs[4].1.clone() }));
+    expected += &format!("{} {}\n", content::hash_bytes(&bytes(MIB + 1)), MIB + 1);
+    let by_id = inputs[5].0;
+    let read = mounted.site.path("read");
+    let script = format!(
+        "set -e; cd \"$ZG_INPUT_DIR\"; case $PWD in /run/ziggurat/*/in) ;; *) echo $PWD; exit 9;; esac
+         find . -type f -printf x | wc -c; stat -c '%a %Y %s' again; cmp again \"$(printf \"it's \\\"quoted\\\"\")\" >&2 || :
+         tar -cf '{0}' .; cmp \"ä/ö\" ../../../by-id/{by_id}; ls ../../../by-id | wc -l
+         touch x 2>/dev/null && exit 8; rm -f again 2>/dev/null && exit 7; ( : >>again ) 2>/dev/null && exit 6; :",
+        read.display()
+    );
+    let (cause, stdout, stderr) = mounted.run(&inputs, &script);
+    assert_eq!((cause, &*stdout), (Cause::None, "7\n444 315619200 1048577\n0\n"), "{stderr}");
+    let unpacked = mounted.site.path("unpacked");
+    fs::create_dir(&unpacked).expect("made");
+    assert!(Command::new("tar").arg("-xf").arg(read).arg("-C").arg(&unpacked).status().expect("it runs").success());
+    let mut found = String::new();
+    for (_, input) in &inputs {
+        use std::os::unix::ffi::OsStrExt;
+        let read = fs::read(unpacked.join(std::ffi::OsStr::from_bytes(&input.path))).expect("it was read");
+        found += &format!("{} {}\n", content::hash_bytes(&read), read.len());
+    }
+    assert_eq!(found, expected);
+    drop(running);
+}
+
+#[test]
+fn an_end_takes_the_mount_away_whoever_sits_in_it() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut running = mounted.site.start_in_cluster();
+    let inputs = [mounted.input(&bytes(9 * MIB), b"f")];
+    let job = mounted.begin(&inputs, "cd \"$ZG_INPUT_DIR\"; exec 3<f; echo begun; exec sleep 1000", "said");
+    assert_eq!(mounted.listed().len(), 1);
+    // Somebody of whom the worker knows nothing.
+    let mut stranger =
+        reader(&format!("cd {}/fs/job/{job}/in; exec 3<f; echo in; exec sleep 1000", mounted.dir().display()));
+    wait_until("the stranger is in", Duration::from_secs(10), || {
+        fs::read_link(format!("/proc/{}/fd/3", stranger.id())).is_ok()
+    });
+    assert_eq!(running.terminate(), Some(0));
+    assert_eq!(mounted.listed(), [""; 0]);
+    assert!(!mounted.dir().exists());
+    stranger.kill().expect("it runs");
+    stranger.wait().expect("it ends");
+}
+
+#[test]
+fn a_killed_worker_leaves_no_mount_and_nobody_waiting() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut running = mounted.site.start_in_cluster();
+    let inputs = [mounted.input(&bytes(64 * MIB), b"f")];
+    let job = mounted.begin(&inputs, "echo begun; exec sleep 1000", "said");
+    let path = format!("{}/fs/job/{job}/in/f", mounted.dir().display());
+    // Straight from the cache file: it need not even notice.
+    let mut passing = reader(&format!("exec 3<{path}; echo; sleep 2; exec cksum <&3"));
+    wait_until("it is open", Duration::from_secs(10), || fs::read_link(format!("/proc/{}/fd/3", passing.id())).is_ok());
+    let mut readers: Vec<Child> =
+        (0..8).map(|_| reader(&format!("while cat {path} >/dev/null 2>&1; do :; done"))).collect();
+    running.kill();
+    wait_until("the mount is gone", Duration::from_secs(5), || mounted.listed().is_empty());
+    wait_until("its directories are gone", Duration::from_secs(5), || !mounted.dir().exists());
+    for reader in &mut readers {
+        assert_ne!(state(reader.id()), Some('D'));
+        wait_until("it has failed", Duration::from_secs(15), || reader.try_wait().expect("it is ours").is_some());
+    }
+    let read = passing.wait_with_output_of();
+    let expected =
+        Command::new("cksum").stdin(fs::File::open(stored(&mounted, &inputs[0])).expect("it is there")).output();
+    assert_eq!(read, expected.expect("it runs").stdout);
+}
+
+/// Where the worker's cache has an input.
+fn stored(mounted: &Mounted, (file, _): &(FileId, Input)) -> PathBuf {
+    let id = file.to_string();
+    mounted.site.path("data/cache/files").join(&id[..2]).join(&id[2..4]).join(format!("{id}.dat"))
+}
+
+trait OutputOf {
+    /// What it writes after its first line.
+    fn wait_with_output_of(&mut self) -> Vec<u8>;
+}
+
+impl OutputOf for Child {
+    fn wait_with_output_of(&mut self) -> Vec<u8> {
+        let mut said = Vec::new();
+        std::io::Read::read_to_end(self.stdout.as_mut().expect("piped"), &mut said).expect("it says");
+        self.wait().expect("it ends");
+        said.split_off(said.iter().position(|byte| *byte == b'\n').expect("a line") + 1)
+    }
+}
+
+#[test]
+fn the_next_start_clears_what_was_left_mounted() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut running = mounted.site.start_in_cluster();
+    // Neither is there to do it.
+    for process in watchdogs(&running) {
+        signal(process, libc::SIGKILL);
+    }
+    running.kill();
+    assert_eq!(mounted.listed().len(), 1);
+    let mut running = mounted.site.start_in_cluster();
+    assert_eq!(mounted.listed().len(), 1);
+    let inputs = [mounted.input(b"text", b"f")];
+    let (cause, stdout, _) = mounted.run(&inputs, "cat \"$ZG_INPUT_DIR/f\"");
+    assert_eq!((cause, &*stdout), (Cause::None, "text"));
+    assert_eq!(running.terminate(), Some(0));
+    assert_eq!(mounted.listed(), [""; 0]);
+}
+
+/// The watchdogs of a worker.
+fn watchdogs(running: &Running) -> Vec<u32> {
+    let mut tasks: Vec<u32> = Vec::new();
+    for task in fs::read_dir(format!("/proc/{}/task", running.child.id())).expect("it runs").flatten() {
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        tasks.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+    }
+    let is_one = |process: &u32| {
+        fs::read(format!("/proc/{process}/cmdline"))
+            .is_ok_and(|line| line.split(|byte| *byte == 0).nth(1) == Some(b"watch"))
+    };
+    tasks.into_iter().filter(is_one).collect()
+}
+
+#[test]
+fn a_stopped_worker_holds_nobody_for_long_and_mounts_anew_when_it_goes_on() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let running = mounted.site.start_in_cluster();
+    let inputs = [mounted.input(&bytes(9 * MIB), b"f")];
+    mounted.begin(&inputs, "echo begun; exec sleep 1000", "said");
+    signal(running.child.id(), libc::SIGSTOP);
+    // What the kernel has not been told yet it has to ask for.
+    let mut waiting = reader(&format!("ls -l {}/fs/job/{}", mounted.dir().display(), JobId::now()));
+    wait_until("it is let go", Duration::from_secs(15), || waiting.try_wait().expect("it is ours").is_some());
+    assert_eq!(mounted.listed(), [""; 0]);
+    signal(running.child.id(), libc::SIGCONT);
+    wait_until("it is mounted again", Duration::from_secs(10), || mounted.listed().len() == 1);
+    // It was gone for so long that it is connected anew.
+    mounted.site.worker = None;
+    mounted.site.until("the worker speaks", |site| site.worker.is_some());
+    let (cause, stdout, stderr) = mounted.run(&inputs, "cksum <\"$ZG_INPUT_DIR/f\" | wc -l");
+    assert_eq!((cause, &*stdout), (Cause::None, "1\n"), "{stderr}");
+}
+
+#[test]
+fn without_a_mount_programs_find_the_same_under_their_input_directory() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut inputs: Vec<_> = [(&b"a"[..], 5), (b"d/b c", MIB + 1), (b"d/e/f", 0)]
+        .map(|(name, size)| mounted.input(&bytes(size), name))
+        .into();
+    inputs.push((inputs[1].0, Input { path: b"piece".to_vec(), piece: Some((10, 2000)), ..inputs[1].1.clone() }));
+    inputs.push((inputs[0].0, Input { path: b"tool".to_vec(), executable: true, ..inputs[0].1.clone() }));
+    let script = "cd \"$ZG_INPUT_DIR\"; find . -type f -printf '%p %m %s %T@\\n' | sort; find . -type d | sort
+        find . -type f -print0 | sort -z | xargs -0 cksum; case $PWD in /run/*) exit 1;; esac";
+    let mut running = mounted.site.start_in_cluster();
+    let (cause, with, _) = mounted.run(&inputs, script);
+    assert_eq!(cause, Cause::Exit, "it is mounted");
+    assert_eq!(running.terminate(), Some(0));
+    let mut running = mounted.site.start_in_cluster_with("fuse = false");
+    assert_eq!(mounted.listed(), [""; 0]);
+    let (cause, without, stderr) = mounted.run(&inputs, script);
+    assert_eq!(cause, Cause::None, "{stderr}");
+    assert_eq!(with, without);
+    assert_eq!(running.terminate(), Some(0));
+}
+
+#[test]
+fn a_cached_input_that_was_changed_is_never_shown() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut running = mounted.site.start_in_cluster();
+    let inputs = [mounted.input(&bytes(9 * MIB), b"f")];
+    let sum = "cksum <\"$ZG_INPUT_DIR/f\"";
+    let (_, right, _) = mounted.run(&inputs, sum);
+    let path = stored(&mounted, &inputs[0]);
+    let flip = || {
+        let mut bytes = fs::read(&path).expect("it is there");
+        bytes[5 * MIB] ^= 1;
+        fs::write(&path, bytes).expect("root may write");
+    };
+    for round in 0..3 {
+        flip();
+        if round == 2 {
+            assert_eq!(running.terminate(), Some(0));
+            running = mounted.site.start_in_cluster();
+        }
+        assert_eq!(mounted.run(&inputs, sum), (Cause::None, right.clone(), String::new()), "round {round}");
+    }
+    assert_eq!(running.terminate(), Some(0));
+}
