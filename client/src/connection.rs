@@ -3,6 +3,7 @@
 //! Requests are numbered and idempotent, so a lost one, or a lost answer, costs one repetition. A master that does not
 //! lead says who does; one that is silent, busy or starting is asked again, ever more slowly, until the deadline.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use node::signal::Stop;
@@ -20,6 +21,8 @@ const RESEND_INTERVAL: Duration = Duration::from_secs(1);
 const RESEND_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// A master that leads no more, is busy or starting is asked again this soon at first.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+/// Questions that are open at once.
+const QUESTIONS_PER_TURN_MAX: usize = 64;
 /// Messages taken in one turn.
 const MESSAGES_PER_TURN_MAX: usize = 64;
 
@@ -197,6 +200,35 @@ impl Connection {
                 self.leader = (self.leader + 1) % self.masters.len();
             }
         }
+    }
+
+    /// Asks several questions at once, each built for a number of its own. What is not answered soon or is refused for a reason
+    /// that may pass comes back as `None`, to be asked by itself.
+    pub(crate) fn ask_each(&mut self, count: usize, build: impl Fn(usize, u64) -> Vec<u8>) -> Vec<Option<Frame>> {
+        let mut answers: Vec<Option<Frame>> = (0..count).map(|_| None).collect();
+        for begin in (0..count).step_by(QUESTIONS_PER_TURN_MAX) {
+            let end = count.min(begin + QUESTIONS_PER_TURN_MAX);
+            let mut waiting: BTreeMap<u64, usize> = BTreeMap::new();
+            for at in begin..end {
+                let request = self.next_request();
+                waiting.insert(request, at);
+                // What is not taken is not answered.
+                let _ = self.endpoint.send(self.masters[self.leader], build(at, request));
+            }
+            let mut deadline = self.clock.now() + RESEND_INTERVAL;
+            while !waiting.is_empty() && self.clock.now() < deadline {
+                self.endpoint.wait(Some(deadline));
+                self.endpoint.drain(MESSAGES_PER_TURN_MAX, &mut |_, _, frames| {
+                    let Some(frame) = frames.into_iter().next() else { return };
+                    let request = Message::decode(&frame).ok().as_ref().and_then(request_of);
+                    if let Some(at) = request.and_then(|request| waiting.remove(&request)) {
+                        answers[at] = Some(frame);
+                        deadline = self.clock.now() + RESEND_INTERVAL;
+                    }
+                });
+            }
+        }
+        answers
     }
 
     fn tell_waiting(&mut self, refused: Option<&ClientError>) {

@@ -9,19 +9,14 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use content::{
-    Fetch, FetchAnswer, FetchError, FetchSettings, Hasher, Put, PutAction, PutContent, PutError, PutSettings, Source,
-    upload_number,
-};
-use node::{Frame, Frames};
-use wire::record::{Bundle, OutputEntry, StoredFile, decode_output_index};
+use content::{Fetch, FetchAnswer, FetchError, FetchSettings, Hasher, PutError, Source};
+use node::Frame;
+use wire::record::{Bundle, OutputEntry, decode_output_index};
 use wire::tree::CLASS_TREE;
-use wire::{ErrorCode, FileAddress, FileId, FixedPart, Hash, Message, RecordFile, U64, Writer};
+use wire::{ErrorCode, FileAddress, FileId, Hash, Message};
 
 use crate::{ClientError, Connection};
 
-/// The class of what a client puts.
-const CLASS_INPUT: u8 = 0;
 /// An index of outputs that is larger is damaged: it is some hundred bytes per output.
 const OUTPUT_INDEX_SIZE_MAX: u64 = 256 << 20;
 
@@ -95,8 +90,8 @@ impl Connection {
 
     /// Stores the local file at `path`, which `describe` has read, unless the masters know it; false = they do.
     pub fn upload(&mut self, path: &Path, staged: &Staged) -> Result<bool, ClientError> {
-        let mut content = Source::of_file(path).map_err(put_failed)?;
-        self.store(&mut content, staged)
+        let content = Source::of_file(path).map_err(put_failed)?;
+        self.store(content, staged)
     }
 
     /// Stores a local file.
@@ -111,78 +106,23 @@ impl Connection {
         let mut content = Source::of_reader(reader).map_err(put_failed)?;
         let hash = content.hash().map_err(put_failed)?;
         let staged = whole(hash, content.length());
-        self.store(&mut content, &staged)?;
+        self.store(content, &staged)?;
         Ok(staged)
     }
 
-    /// Whether the masters know the content already.
-    pub(crate) fn is_recorded(&mut self, staged: &Staged) -> Result<bool, ClientError> {
-        match self.file(staged.file)? {
-            Some(record) if record.hash == staged.hash => Ok(true),
-            Some(_) => {
-                let detail = format!("{} is the name of another content in this cluster", staged.file);
-                Err(ClientError::Refused { code: ErrorCode::ExistsDifferent, detail })
-            }
-            None => Ok(false),
-        }
+    /// As `upload`, of several local files at once.
+    pub fn upload_each(&mut self, files: &[(&Path, Staged)]) -> Result<Vec<bool>, ClientError> {
+        let staged: Vec<Staged> = files.iter().map(|(_, staged)| *staged).collect();
+        self.expect_bytes(staged.iter().map(|staged| staged.length).sum());
+        let stored = self.store_each(&staged, |at| Source::of_file(files[at].0).map_err(put_failed));
+        self.expect_nothing();
+        stored
     }
 
-    pub(crate) fn store(&mut self, content: &mut Source, staged: &Staged) -> Result<bool, ClientError> {
-        if self.is_recorded(staged)? {
-            return Ok(false);
-        }
-        let stored = self.put(content, staged)?;
-        let mut body = Writer::new();
-        stored.encode(&mut body);
-        let sender = self.cluster.node;
-        let frame = self.ask(|request| {
-            RecordFile { request: U64::new(request), ..RecordFile::DEFAULT }.frame(sender, &body.bytes)
-        })?;
-        match Message::decode(&frame)? {
-            Message::Committed(committed, _) => self.index = self.index.max(committed.index.get()),
-            _ => return Err(ClientError::Protocol("a file's record is answered by another message".into())),
-        }
-        Ok(true)
-    }
-
-    /// Moves the bytes to storage and returns the receipts.
-    fn put(&mut self, content: &mut Source, staged: &Staged) -> Result<StoredFile, ClientError> {
-        let storage = self.storage()?;
-        let class = if staged.is_tree { CLASS_TREE } else { CLASS_INPUT };
-        let what = PutContent { hash: staged.hash, length: staged.length, class: class.into() };
-        // What an earlier process of ours has brought there is not sent again.
-        let mut put = Put::new(self.cluster.node, upload_number(staged.hash), what, PutSettings::default());
-        let mut heard_at = self.clock.now();
-        loop {
-            self.check_signals()?;
-            let now = self.clock.now();
-            for action in put.actions(now) {
-                let frames = match action {
-                    PutAction::Send { frame } => Frames::from(frame),
-                    PutAction::SendBlock { frame, offset, length } => {
-                        [frame, content.read(offset, length).map_err(put_failed)?].into()
-                    }
-                };
-                // What the endpoint does not take is as good as lost, and is repeated.
-                let _ = self.endpoint.send(storage, frames);
-            }
-            if let Some(receipts) = put.receipts() {
-                let (file, hash, length) = (staged.file, staged.hash, staged.length);
-                return Ok(StoredFile { file, hash, length, class, receipts: receipts.to_vec() });
-            }
-            let deadline = heard_at + self.timeout;
-            if now >= deadline {
-                return Err(self.silent_storage("put", staged.file));
-            }
-            self.endpoint.wait(Some(put.next_deadline().map_or(deadline, |at| at.min(deadline))));
-            for frames in self.messages_from(storage) {
-                heard_at = self.clock.now();
-                if let Ok(message) = Message::decode(&frames[0]) {
-                    put.receive(&message, heard_at).map_err(put_failed)?;
-                }
-            }
-            self.tell_progress(put.held(), Some(staged.length));
-        }
+    fn store(&mut self, content: Source, staged: &Staged) -> Result<bool, ClientError> {
+        let mut content = Some(content);
+        let stored = self.store_each(&[*staged], |_| Ok(content.take().expect("one is asked for once")))?;
+        Ok(stored[0])
     }
 
     /// Writes a stored file, or a piece of one, to `into`; returns its length. A whole file is held against its hash, so
@@ -296,17 +236,19 @@ impl Connection {
         self.moved_of = Some((0, total));
     }
 
-    /// Says how much of it has gone.
+    /// Says that so much more of it has gone.
     pub(crate) fn have_moved(&mut self, bytes: u64) {
-        self.moved_of = self.moved_of.map(|(_, total)| (bytes, total));
-        self.tell_progress(0, None);
+        if let Some((moved, _)) = &mut self.moved_of {
+            *moved += bytes;
+            self.tell_progress(0, None);
+        }
     }
 
     pub(crate) fn expect_nothing(&mut self) {
         self.moved_of = None;
     }
 
-    fn tell_progress(&mut self, done: u64, total: Option<u64>) {
+    pub(crate) fn tell_progress(&mut self, done: u64, total: Option<u64>) {
         let (done, total) = match self.moved_of {
             Some((before, all)) => (before + done, Some(all)),
             None => (done, total),
@@ -316,7 +258,7 @@ impl Connection {
         }
     }
 
-    fn silent_storage(&self, verb: &str, file: FileId) -> ClientError {
+    pub(crate) fn silent_storage(&self, verb: &str, file: FileId) -> ClientError {
         let what = format!("cannot {verb} {file}: the storage node does not answer");
         ClientError::NoStorage { what: format!("{what} since {} s", self.timeout.as_secs()) }
     }

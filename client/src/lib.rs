@@ -3,6 +3,7 @@
 //! A `Cluster` says where the masters are and who we are; a `Connection` asks them and moves files to and from storage. A
 //! client keeps no state that matters: once a submit is acknowledged it may go, and whatever it asks it may ask again.
 
+mod batch;
 pub mod cluster;
 mod connection;
 mod error;

@@ -2,7 +2,8 @@
 
 use wire::record::{ChunkRecord, FileRecord, JobRecord, NodeRecord, StatusRecord};
 use wire::{
-    DecodeError, FileId, FixedPart, JobId, Message, QUERY_ALL, Query, Reader, Subject, U16, U32, U64, UuidHalves,
+    DecodeError, ErrorCode, FileId, FixedPart, JobId, Message, NodeId, QUERY_ALL, Query, Reader, Subject, U16, U32,
+    U64, UuidHalves,
 };
 
 use crate::{ClientError, Connection, JobSelector};
@@ -22,6 +23,20 @@ struct Question<'a> {
 impl<'a> Question<'a> {
     fn about(subject: Subject) -> Self {
         Self { subject, flags: 0, uuid: UuidHalves::default(), selector: "" }
+    }
+
+    fn frame(&self, sender: NodeId, index: u64, after: u64, limit: u32, request: u64) -> Vec<u8> {
+        let fixed = Query {
+            request: U64::new(request),
+            subject: U16::new(self.subject as u16),
+            flags: U32::new(self.flags),
+            uuid: self.uuid,
+            after: U64::new(after),
+            limit: U32::new(limit),
+            index: U64::new(index),
+            ..Query::DEFAULT
+        };
+        fixed.frame(sender, self.selector.as_bytes())
     }
 }
 
@@ -78,9 +93,29 @@ impl Connection {
         let question = Question { uuid: file.into(), ..Question::about(Subject::File) };
         match self.query(question, 0, 1, FileRecord::decode) {
             Ok((mut files, _)) => Ok(files.pop()),
-            Err(ClientError::Refused { code: wire::ErrorCode::FileUnknown, .. }) => Ok(None),
+            Err(ClientError::Refused { code: ErrorCode::FileUnknown, .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// As `file`, of several at once.
+    pub(crate) fn each_file(&mut self, files: &[FileId]) -> Result<Vec<Option<FileRecord>>, ClientError> {
+        let (sender, index) = (self.cluster.node, self.index);
+        let about = |file: FileId| Question { uuid: file.into(), ..Question::about(Subject::File) };
+        let answers = self.ask_each(files.len(), |at, request| about(files[at]).frame(sender, index, 0, 1, request));
+        let mut records = Vec::with_capacity(files.len());
+        for (file, answer) in files.iter().zip(answers) {
+            let record = match answer.as_deref().map(Message::decode) {
+                Some(Ok(Message::Answer(answer, body))) if answer.num_records.get() == 1 => {
+                    self.index = self.index.max(answer.index.get());
+                    Some(FileRecord::decode(&mut Reader::new(body))?)
+                }
+                Some(Ok(Message::Error(error, _))) if error.code.get() == ErrorCode::FileUnknown as u16 => None,
+                _ => self.file(*file)?,
+            };
+            records.push(record);
+        }
+        Ok(records)
     }
 
     /// All files.
@@ -125,17 +160,7 @@ impl Connection {
     ) -> Result<(Vec<T>, u64), ClientError> {
         let (sender, index) = (self.cluster.node, self.index);
         let frame = self.ask_within(self.timeout.min(self.query_timeout), |request| {
-            let fixed = Query {
-                request: U64::new(request),
-                subject: U16::new(question.subject as u16),
-                flags: U32::new(question.flags),
-                uuid: question.uuid,
-                after: U64::new(after),
-                limit: U32::new(limit),
-                index: U64::new(index),
-                ..Query::DEFAULT
-            };
-            fixed.frame(sender, question.selector.as_bytes())
+            question.frame(sender, index, after, limit, request)
         })?;
         let Message::Answer(answer, body) = Message::decode(&frame)? else {
             return Err(ClientError::Protocol("a query is answered by another message".into()));

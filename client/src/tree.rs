@@ -243,23 +243,21 @@ impl Connection {
     /// Stores a directory that was read, unless the masters know the tree; false = they do.
     pub fn put_tree(&mut self, tree: &LocalTree) -> Result<bool, ClientError> {
         let staged = tree.staged();
-        if self.is_recorded(&staged)? {
+        if self.are_recorded(&[staged])?[0] {
             return Ok(false);
         }
         self.expect_bytes(tree.stored_length());
-        let mut sent = 0;
-        for content in &tree.contents {
-            let part = whole(content.hash, content.length);
-            self.store(&mut tree.source(content), &part).map_err(|error| match error {
-                ClientError::Refused { code: wire::ErrorCode::HashMismatch, .. } => changed(&tree.root),
-                other => other,
-            })?;
-            sent += content.length;
-            self.have_moved(sent);
-        }
-        let is_new = self.store(&mut Source::of_bytes(tree.tree.bytes().clone()), &staged);
+        let parts: Vec<Staged> = tree.contents.iter().map(|content| whole(content.hash, content.length)).collect();
+        let stored = self.store_each(&parts, |at| Ok(tree.source(&tree.contents[at])));
+        let stored = stored.and_then(|_| {
+            // Last: who finds it finds what it lists.
+            self.store_each(&[staged], |_| Ok(Source::of_bytes(tree.tree.bytes().clone())))
+        });
         self.expect_nothing();
-        is_new
+        stored.map(|_| true).map_err(|error| match error {
+            ClientError::Refused { code: wire::ErrorCode::HashMismatch, .. } => changed(&tree.root),
+            other => other,
+        })
     }
 
     /// A stored tree.
@@ -275,7 +273,7 @@ impl Connection {
     pub fn get_tree(&mut self, tree: &Tree<Vec<u8>>, root: &Path) -> Result<(), ReadError> {
         let total = tree.files().iter().map(|file| file.length.get()).sum();
         self.expect_bytes(total);
-        let written = write_tree(tree, root, &mut Fetching { connection: self, moved: 0 });
+        let written = write_tree(tree, root, &mut Fetching { connection: self });
         self.expect_nothing();
         written
     }
@@ -284,7 +282,6 @@ impl Connection {
 /// Writes entries from what storage has.
 struct Fetching<'a> {
     connection: &'a mut Connection,
-    moved: u64,
 }
 
 impl Fetching<'_> {
@@ -292,8 +289,7 @@ impl Fetching<'_> {
         let address = FileAddress { file: file.file(), piece: None };
         let expected = Some((file.hash, file.length.get()));
         self.connection.read_verified(address, expected, Begun::default(), into)?;
-        self.moved += file.length.get();
-        self.connection.have_moved(self.moved);
+        self.connection.have_moved(file.length.get());
         Ok(())
     }
 }

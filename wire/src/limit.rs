@@ -16,8 +16,8 @@ pub const WHOLE_FILE_SIZE_MAX: u64 = 64 * MIB as u64;
 pub const CHUNKS_MAX: u64 = u32::MAX as u64;
 /// A program that travels in the request; a larger one is a stored file.
 pub const PROGRAM_SIZE_MAX: usize = MIB;
-/// Input files that travel in the request; more go in a stored list.
-pub const INPUTS_MAX: usize = 256;
+/// Inputs of a job, if their names leave room for them in a request; more are a directory.
+pub const INPUTS_MAX: usize = 10_000;
 /// Arguments and environment of a job together, in bytes: below Linux's 2 MiB for both, and within one frame.
 pub const ARGUMENTS_SIZE_MAX: usize = MIB;
 /// One submit, whole, so that it fits a frame with room for the watch's own header.

@@ -2,7 +2,7 @@
 //!
 //! In that order, so that whatever is wrong is found before the first byte has been sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
@@ -22,6 +22,8 @@ use super::{script, shape};
 /// Names that the program and standard input have among the inputs; no `--input` may be called so.
 const PROGRAM_PATH: &[u8] = b".zg/program";
 const STDIN_PATH: &[u8] = b".zg/stdin";
+/// Stored files that are told one by one.
+const NOTES_MAX: usize = 20;
 
 /// A job on its way: the draft, and the files of this machine that it needs.
 struct Builder<'a> {
@@ -218,22 +220,35 @@ impl Builder<'_> {
             // The masters would say so too, but only after the files are stored.
             self.connection.check_fit(&self.draft)?;
         }
-        let mut stored: Vec<FileId> = Vec::new();
+        let mut files: Vec<(&Path, Staged)> = Vec::new();
+        let mut trees: Vec<(&Path, &LocalTree)> = Vec::new();
+        let mut seen: BTreeSet<FileId> = BTreeSet::new();
         for (source, known) in &self.known {
             let InputSource::Local(path) = source else { continue };
-            let staged = known.staged();
-            if stored.contains(&staged.file) {
-                continue;
+            match known {
+                _ if !seen.insert(known.staged().file) => {}
+                Known::File(staged) => files.push((path, *staged)),
+                Known::Tree(tree) => trees.push((path, tree)),
             }
-            self.connection.on_progress = output.transfer_progress(self.connection.clock());
-            let (is_new, size) = match known {
-                Known::File(staged) => (self.connection.upload(path, staged)?, size_text(staged.length)),
-                Known::Tree(tree) => (self.connection.put_tree(tree)?, shape::tree_text(tree.tree())),
-            };
-            if is_new {
+        }
+        self.connection.on_progress = output.transfer_progress(self.connection.clock());
+        let is_new = self.connection.upload_each(&files)?;
+        let new: Vec<_> = files.iter().zip(is_new).filter(|(_, is_new)| *is_new).map(|(file, _)| file).collect();
+        if new.len() > NOTES_MAX {
+            let size = size_text(new.iter().map(|(_, staged)| staged.length).sum());
+            output.note(&format!("stored {} files ({size})", new.len()));
+        } else {
+            for (path, staged) in new {
+                let size = size_text(staged.length);
                 output.note(&format!("stored {} ({size}) as {}", path.display(), staged.file));
             }
-            stored.push(staged.file);
+        }
+        for (path, tree) in trees {
+            self.connection.on_progress = output.transfer_progress(self.connection.clock());
+            if self.connection.put_tree(tree)? {
+                let (size, file) = (shape::tree_text(tree.tree()), tree.staged().file);
+                output.note(&format!("stored {} ({size}) as {file}", path.display()));
+            }
         }
         self.connection.on_progress = None;
         Ok(())

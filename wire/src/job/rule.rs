@@ -22,6 +22,8 @@ pub enum SpecError {
     Name { what: &'static str, value: String, why: &'static str },
     #[error("two inputs would be '{path}'")]
     InputTwice { path: String },
+    #[error("there are {inputs} inputs, the limit is {}: give them as a directory", limit::INPUTS_MAX)]
+    TooManyInputs { inputs: usize },
     #[error("{inputs} inputs are described, {uuids} are named")]
     InputsDiffer { inputs: usize, uuids: usize },
     #[error("{what} names input {position}, there are {inputs}")]
@@ -116,7 +118,7 @@ impl JobSpec {
             return Err(SpecError::InputsDiffer { inputs: self.inputs.len(), uuids: body.inputs.len() });
         }
         if self.inputs.len() > limit::INPUTS_MAX {
-            return Err(SpecError::TooLarge { what: "inputs", size: self.inputs.len(), max: limit::INPUTS_MAX });
+            return Err(SpecError::TooManyInputs { inputs: self.inputs.len() });
         }
         let mut paths: Vec<&[u8]> = Vec::new();
         for input in &self.inputs {
@@ -220,6 +222,10 @@ mod tests {
         }
         assert!(matches!(check(&with(&["a", "a"]), 1), Err(SpecError::InputTwice { .. })));
         assert!(matches!(check(&with(&["a", "a/b"]), 1), Err(SpecError::InputTwice { .. })));
+        let many: Vec<String> = (0..=limit::INPUTS_MAX).map(|number| number.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(check(&with(&many[1..]), 1), Ok(()));
+        assert_eq!(check(&with(&many), 1), Err(SpecError::TooManyInputs { inputs: limit::INPUTS_MAX + 1 }));
         let mut piece = with(&["a"]);
         piece.inputs[0].piece = Some((5, u64::MAX));
         assert!(matches!(check(&piece, 1), Err(SpecError::PieceBeyondFile { .. })));

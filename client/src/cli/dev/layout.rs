@@ -49,13 +49,13 @@ pub struct Layout {
 
 impl Layout {
     /// Makes the directory at `dir`, or a temporary one, or completes what is there.
-    pub fn make(dir: Option<&Path>, workers: u16) -> Result<Layout, Failure> {
+    pub fn make(dir: Option<&Path>, workers: u16, fuse: bool) -> Result<Layout, Failure> {
         let is_temporary = dir.is_none();
         let dir = match dir {
             Some(dir) => make_kept(dir)?,
             None => make_temporary()?,
         };
-        let made = check_room(&dir, free_bytes(&dir)).and_then(|()| Self::fill(dir.clone(), workers, is_temporary));
+        let made = check_room(&dir, free_bytes(&dir)).and_then(|()| Self::fill(dir.clone(), workers, fuse, is_temporary));
         if made.is_err() && is_temporary {
             // What went wrong is told already.
             let _ = fs::remove_dir_all(&dir);
@@ -63,7 +63,7 @@ impl Layout {
         made
     }
 
-    fn fill(dir: PathBuf, workers: u16, is_temporary: bool) -> Result<Layout, Failure> {
+    fn fill(dir: PathBuf, workers: u16, fuse: bool, is_temporary: bool) -> Result<Layout, Failure> {
         let text = dir
             .to_str()
             .ok_or_else(|| Failure::usage(format!("the directory {} is not named in UTF-8", dir.display())))?;
@@ -103,7 +103,7 @@ impl Layout {
                 Failure::new("cluster_invalid", format!("the certificate of {} names no node", plan.name))
             })?;
             make_dir(&dir.join(&plan.name), 0o700)?;
-            write(&plan.settings, &settings(plan, node, &bind, text, &masters), 0o600)?;
+            write(&plan.settings, &settings(plan, node, &bind, text, &masters, fuse), 0o600)?;
         }
         // Last: a directory with a cluster.toml is a whole one.
         write(&dir.join("cluster.toml"), &format!("masters = [{masters}]\n"), 0o600)?;
@@ -116,7 +116,7 @@ impl Layout {
 }
 
 /// The settings file of one process; paths in it are relative to it.
-fn settings(plan: &NodePlan, node: NodeId, bind: &str, dir: &str, masters: &str) -> String {
+fn settings(plan: &NodePlan, node: NodeId, bind: &str, dir: &str, masters: &str, fuse: bool) -> String {
     let name = &plan.name;
     let mut text = format!(
         "dir = \"{name}\"\nname = \"{name}\"\nnode = \"{node}\"\ncertificate = \"keys/{name}.key_secret\"\n\
@@ -128,7 +128,8 @@ fn settings(plan: &NodePlan, node: NodeId, bind: &str, dir: &str, masters: &str)
             let bulk = quoted(&format!("ipc://{dir}/{BULK_SOCKET}"));
             text += &format!("receipt_key = \"receipt.key\"\nbulk_bind = {bulk}\nmasters = [{masters}]\n");
         }
-        Role::LoadBalancer | Role::Worker => text += &format!("masters = [{masters}]\n"),
+        Role::LoadBalancer => text += &format!("masters = [{masters}]\n"),
+        Role::Worker => text += &format!("fuse = {fuse}\nmasters = [{masters}]\n"),
         Role::Gateway | Role::Client => {}
     }
     text
@@ -294,7 +295,7 @@ mod tests {
     use super::*;
 
     fn make(dir: &Path, workers: u16) -> Layout {
-        Layout::make(Some(dir), workers).unwrap_or_else(|error| panic!("{error:?}"))
+        Layout::make(Some(dir), workers, true).unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     #[test]
@@ -325,7 +326,7 @@ mod tests {
     fn a_directory_is_for_one_cluster_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let _running = make(dir.path(), 1);
-        let refused = Layout::make(Some(dir.path()), 1).unwrap_err();
+        let refused = Layout::make(Some(dir.path()), 1, true).unwrap_err();
         assert!(format!("{refused:?}").contains("another zg dev"), "{refused:?}");
     }
 
@@ -333,7 +334,7 @@ mod tests {
     fn directories_that_cannot_work_are_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.tex"), "").unwrap();
-        let refused = |dir: &Path| format!("{:?}", Layout::make(Some(dir), 1).unwrap_err());
+        let refused = |dir: &Path| format!("{:?}", Layout::make(Some(dir), 1, true).unwrap_err());
         assert!(refused(dir.path()).contains("is not empty"));
         assert!(refused(&dir.path().join("thesis.tex")).contains("thesis.tex is not a directory"));
         let long = dir.path().join("x".repeat(90));

@@ -36,6 +36,9 @@ pub struct Dev {
     /// Keep the cluster here, and go on with it the next time [default: a temporary directory]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Have workers write inputs out instead of mounting them
+    #[arg(long)]
+    no_fuse: bool,
 }
 
 /// How often we ask whether a job can run.
@@ -57,7 +60,7 @@ impl Dev {
         // Before any thread starts, so that every thread leaves the signals to us.
         let signals = Signals::take()?;
         check_library()?;
-        let layout = Layout::make(self.dir.as_deref(), self.workers)?;
+        let layout = Layout::make(self.dir.as_deref(), self.workers, !self.no_fuse)?;
         context.output.note(&format!("cluster directory: {}", layout.dir.display()));
         let mut roles = Roles::new(&layout);
         let outcome = watch(&layout, &mut roles, &signals);

@@ -1,0 +1,171 @@
+//! Many files to storage at once.
+//!
+//! A small file costs three rounds, to ask whether the masters know it, to bring it, to have it recorded, and hardly any bytes;
+//! so those of many files overlap. Large ones go one at a time: they fill the line by themselves.
+
+use content::{Put, PutAction, PutContent, PutSettings, Source, upload_number};
+use node::Frames;
+use wire::record::StoredFile;
+use wire::tree::CLASS_TREE;
+use wire::{ErrorCode, FixedPart, Message, RecordFile, U64, Writer};
+
+use crate::file::{Staged, put_failed};
+use crate::{ClientError, Connection};
+
+/// The class of what a client puts and is no tree.
+const CLASS_INPUT: u8 = 0;
+/// Files asked about, brought and recorded before the next are begun.
+const FILES_PER_BATCH_MAX: usize = 256;
+/// Puts that are open at once, unless fewer have so many bytes.
+const PUTS_MAX: usize = 16;
+const OPEN_BYTES_MAX: u64 = 16 << 20;
+
+/// One file on its way.
+struct Sending {
+    at: usize,
+    content: Source,
+    put: Put,
+}
+
+impl Connection {
+    /// Whether the masters know each of the contents already.
+    pub(crate) fn are_recorded(&mut self, files: &[Staged]) -> Result<Vec<bool>, ClientError> {
+        let ids: Vec<_> = files.iter().map(|staged| staged.file).collect();
+        let records = self.each_file(&ids)?;
+        let is_recorded = |(staged, record): (&Staged, Option<wire::record::FileRecord>)| match record {
+            Some(record) if record.hash == staged.hash => Ok(true),
+            Some(_) => {
+                let detail = format!("{} is the name of another content in this cluster", staged.file);
+                Err(ClientError::Refused { code: ErrorCode::ExistsDifferent, detail })
+            }
+            None => Ok(false),
+        };
+        files.iter().zip(records).map(is_recorded).collect()
+    }
+
+    /// Stores those of `files` that the masters do not know, and says which; `content` gives the bytes of each.
+    pub(crate) fn store_each(
+        &mut self,
+        files: &[Staged],
+        mut content: impl FnMut(usize) -> Result<Source, ClientError>,
+    ) -> Result<Vec<bool>, ClientError> {
+        let mut is_new = Vec::with_capacity(files.len());
+        for batch in files.chunks(FILES_PER_BATCH_MAX) {
+            let begin = is_new.len();
+            is_new.extend(self.are_recorded(batch)?.iter().map(|is_known| !is_known));
+            let missing: Vec<usize> = (begin..is_new.len()).filter(|at| is_new[*at]).collect();
+            let stored = self.put_each(files, &missing, &mut content)?;
+            self.record_each(&stored)?;
+            let known = (begin..is_new.len()).filter(|at| !is_new[*at]).map(|at| files[at].length).sum();
+            self.have_moved(known);
+        }
+        Ok(is_new)
+    }
+
+    /// Moves the bytes to storage and returns the receipts.
+    fn put_each(
+        &mut self,
+        files: &[Staged],
+        wanted: &[usize],
+        content: &mut impl FnMut(usize) -> Result<Source, ClientError>,
+    ) -> Result<Vec<StoredFile>, ClientError> {
+        let mut stored = Vec::with_capacity(wanted.len());
+        if wanted.is_empty() {
+            return Ok(stored);
+        }
+        let storage = self.storage()?;
+        let mut wanted = wanted.iter().copied().peekable();
+        let mut open: Vec<Sending> = Vec::new();
+        let mut heard_at = self.clock.now();
+        loop {
+            self.check_signals()?;
+            while let Some(at) = wanted.peek().copied()
+                && has_room(&open, files, at)
+            {
+                wanted.next();
+                let (staged, content) = (&files[at], content(at)?);
+                let class = class_of(staged);
+                let what = PutContent { hash: staged.hash, length: staged.length, class: class.into() };
+                // What an earlier process of ours has brought there is not sent again.
+                let put = Put::new(self.cluster.node, upload_number(staged.hash), what, PutSettings::default());
+                open.push(Sending { at, content, put });
+            }
+            let Some(first) = open.first() else { return Ok(stored) };
+            let now = self.clock.now();
+            let mut deadline = heard_at + self.timeout;
+            if now >= deadline {
+                return Err(self.silent_storage("put", files[first.at].file));
+            }
+            for sending in &mut open {
+                for action in sending.put.actions(now) {
+                    let frames = match action {
+                        PutAction::Send { frame } => Frames::from(frame),
+                        PutAction::SendBlock { frame, offset, length } => {
+                            [frame, sending.content.read(offset, length).map_err(put_failed)?].into()
+                        }
+                    };
+                    // What the endpoint does not take is as good as lost, and is repeated.
+                    let _ = self.endpoint.send(storage, frames);
+                }
+                deadline = sending.put.next_deadline().map_or(deadline, |at| at.min(deadline));
+            }
+            self.endpoint.wait(Some(deadline));
+            for frames in self.messages_from(storage) {
+                heard_at = self.clock.now();
+                let Ok(message) = Message::decode(&frames[0]) else { continue };
+                // Each takes what has the number of its upload.
+                for sending in &mut open {
+                    sending.put.receive(&message, heard_at).map_err(put_failed)?;
+                }
+            }
+            let held = open.iter().map(|sending| sending.put.held()).sum();
+            self.tell_progress(held, Some(open.iter().map(|sending| files[sending.at].length).sum()));
+            let is_done = |sending: &mut Sending| sending.put.receipts().is_some();
+            for sending in open.extract_if(.., is_done) {
+                let staged = &files[sending.at];
+                let receipts = sending.put.receipts().unwrap_or_default().to_vec();
+                let (file, hash, length, class) = (staged.file, staged.hash, staged.length, class_of(staged));
+                stored.push(StoredFile { file, hash, length, class, receipts });
+                self.have_moved(length);
+            }
+        }
+    }
+
+    /// Has the masters know what storage has.
+    fn record_each(&mut self, stored: &[StoredFile]) -> Result<(), ClientError> {
+        let bodies: Vec<Writer> = stored
+            .iter()
+            .map(|file| {
+                let mut body = Writer::new();
+                file.encode(&mut body);
+                body
+            })
+            .collect();
+        let sender = self.cluster.node;
+        let build = |at: usize, request| {
+            RecordFile { request: U64::new(request), ..RecordFile::DEFAULT }.frame(sender, &bodies[at].bytes)
+        };
+        for (at, answer) in self.ask_each(stored.len(), build).into_iter().enumerate() {
+            let mut answer = answer;
+            if !answer.as_ref().is_some_and(|frame| matches!(Message::decode(frame), Ok(Message::Committed(..)))) {
+                answer = Some(self.ask(|request| build(at, request))?);
+            }
+            match Message::decode(answer.as_ref().expect("it was asked for"))? {
+                Message::Committed(committed, _) => self.index = self.index.max(committed.index.get()),
+                _ => return Err(ClientError::Protocol("a file's record is answered by another message".into())),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn class_of(staged: &Staged) -> u8 {
+    if staged.is_tree { CLASS_TREE } else { CLASS_INPUT }
+}
+
+/// Whether the file at `at` may be begun beside those that are open. Equal contents have one upload: one after the other.
+fn has_room(open: &[Sending], files: &[Staged], at: usize) -> bool {
+    let bytes: u64 = open.iter().map(|sending| files[sending.at].length).sum();
+    let is_open = open.iter().any(|sending| files[sending.at].file == files[at].file);
+    open.is_empty() || (open.len() < PUTS_MAX && bytes + files[at].length <= OPEN_BYTES_MAX && !is_open)
+}
