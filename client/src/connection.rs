@@ -227,6 +227,10 @@ impl Connection {
                     }
                 });
             }
+            if waiting.len() == end - begin {
+                // Nobody is there: whoever asks by itself looks for another.
+                break;
+            }
         }
         answers
     }

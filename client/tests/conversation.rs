@@ -9,10 +9,10 @@ use client::{ClientError, Cluster, Connection, JobDraft};
 use node::settings::Server;
 use node::{Bind, Certificate, Clock, Endpoint, EndpointConfig, PeerClass};
 use wire::event::LogEvent;
-use wire::record::{ChunkCounts, JobRecord};
+use wire::record::{ChunkCounts, FileRecord, JobRecord};
 use wire::{
-    Answer, ArraySpec, BootNonce, Duration, ErrorCode, FixedPart, JobAccepted, JobId, JobState, Kind, Message, NodeId,
-    U32, U64, WallTime, WatchBatch, Writer, error_frame,
+    Answer, ArraySpec, BootNonce, Duration, ErrorCode, FileId, FixedPart, JobAccepted, JobId, JobState, Kind, Message,
+    NodeId, U32, U64, WallTime, WatchBatch, Writer, error_frame,
 };
 
 /// Frames to answer a message with; the number says how many have come before it.
@@ -130,6 +130,43 @@ fn jobs(request: u64, next: u64, jobs: &[JobRecord]) -> Vec<u8> {
     jobs.iter().for_each(|job| job.encode(&mut body));
     let fixed = Answer { request: U64::new(request), next: U64::new(next), index: U64::new(5), ..Answer::DEFAULT };
     Answer { num_records: U32::new(jobs.len() as u32), ..fixed }.frame(MASTER, &body.bytes)
+}
+
+#[test]
+fn of_many_questions_at_once_only_what_was_refused_or_lost_is_asked_again() {
+    let (folder, own) = certificates();
+    let files: Vec<std::path::PathBuf> = (0..4).map(|number| folder.path().join(number.to_string())).collect();
+    files.iter().for_each(|path| std::fs::write(path, path.to_string_lossy().as_bytes()).expect("written"));
+    let paths = files.clone();
+    let script = move |message: Message<'_>, before| {
+        let Message::Query(query, _) = message else { panic!("{:?} was not expected", message.kind()) };
+        let content = |path: &std::path::PathBuf| content::hash_bytes(path.to_string_lossy().as_bytes());
+        let hash =
+            paths.iter().map(content).find(|hash| FileId::of(*hash) == query.uuid.file()).expect("it is one of ours");
+        match before {
+            // The second is refused for now, and the third gets lost.
+            1 => return vec![refused(query.request.get(), ErrorCode::Busy, "the backlog is full")],
+            2 => return vec![],
+            _ => {}
+        }
+        let record =
+            FileRecord { file: FileId::of(hash), hash, length: 1, class: 0, copies: 1, stored_at: WallTime(1) };
+        let mut body = Writer::new();
+        record.encode(&mut body);
+        let fixed = Answer { request: query.request, index: U64::new(5), ..Answer::DEFAULT };
+        vec![Answer { num_records: U32::new(1), ..fixed }.frame(MASTER, &body.bytes)]
+    };
+    let master = ScriptedMaster::start(folder.path(), Box::new(script));
+    let mut connection = connect(own, &[&master]);
+    let described: Vec<_> = files
+        .iter()
+        .map(|path| {
+            let source = client::InputSource::Local(path.clone());
+            (path.as_path(), connection.describe(&source).expect("it is read"))
+        })
+        .collect();
+    assert_eq!(connection.upload_each(&described).expect("answered"), [false; 4], "the masters know all of them");
+    assert_eq!(master.heard().len(), 6, "two were asked about again, by themselves");
 }
 
 #[test]

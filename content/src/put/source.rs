@@ -91,7 +91,10 @@ impl Source {
             file.flush()?;
             Ok((file, length))
         };
-        let (file, length) = spool().map_err(|error: io::Error| local("reading the content", &error))?;
+        let (file, length) = spool().map_err(|error: io::Error| {
+            let dir = std::env::temp_dir();
+            local(format!("keeping the content in {} (TMPDIR names another place)", dir.display()), &error)
+        })?;
         Ok(Self::new(vec![Part::Open { file, length }]))
     }
 
