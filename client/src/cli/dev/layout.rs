@@ -55,7 +55,8 @@ impl Layout {
             Some(dir) => make_kept(dir)?,
             None => make_temporary()?,
         };
-        let made = check_room(&dir, free_bytes(&dir)).and_then(|()| Self::fill(dir.clone(), workers, fuse, is_temporary));
+        let made =
+            check_room(&dir, free_bytes(&dir)).and_then(|()| Self::fill(dir.clone(), workers, fuse, is_temporary));
         if made.is_err() && is_temporary {
             // What went wrong is told already.
             let _ = fs::remove_dir_all(&dir);
