@@ -42,9 +42,10 @@ pub fn run(path: &Path, source: &str) {
 
 /// What ends the worker and its programs does not end us: we are there for after that.
 fn stand_alone() {
-    // SAFETY: plain system calls; no handler of ours is ever run.
+    // SAFETY: plain system calls with a string that lives for ever; no handler of ours is ever run.
     unsafe {
         libc::setsid();
+        libc::chdir(c"/".as_ptr());
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
             libc::signal(signal, libc::SIG_IGN);
         }

@@ -163,6 +163,7 @@ impl Dev {
         assert_eq!(unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGINT) }, 0);
         let status = ended_within(&mut self.child, STOP_TIMEOUT).expect("zg dev stops");
         assert!(status.success(), "{status}: {}", self.logs());
+        assert_eq!(mounts_of(&self.cluster), [""; 0], "a mount is left over");
         std::mem::replace(&mut self.folder, short_folder())
     }
 
@@ -251,4 +252,17 @@ fn expect_programs() {
         let path = Path::new(ZG).with_file_name(format!("zg-{role}"));
         assert!(path.exists(), "{} is missing: cargo build --workspace --bins --profile test", path.display());
     }
+}
+
+/// The mounts of a cluster's workers, as the kernel lists them.
+pub fn mounts_of(cluster: &Path) -> Vec<String> {
+    let settings = std::fs::read_dir(cluster).into_iter().flatten().flatten().map(|entry| entry.path());
+    let settings = settings.filter(|path| path.extension().is_some_and(|end| end == "toml"));
+    let texts: Vec<String> = settings.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
+    let nodes: Vec<&str> = texts
+        .iter()
+        .flat_map(|text| text.lines().filter_map(|line| line.strip_prefix("node = \"")?.strip_suffix('"')))
+        .collect();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("it is text");
+    mounts.lines().filter(|line| nodes.iter().any(|node| line.contains(node))).map(str::to_owned).collect()
 }

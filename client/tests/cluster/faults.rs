@@ -12,7 +12,7 @@ use std::time::Duration;
 use node::Clock;
 use serde_json::json;
 
-use crate::dev::{Dev, short_folder, until};
+use crate::dev::{Dev, mounts_of, short_folder, until};
 use crate::marks::{Mark, processes_of};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -221,6 +221,7 @@ fn a_killed_zg_dev_takes_its_cluster_along() {
     run.wait().expect("it is ours");
     let gone = until(SOON, || processes_of(&dir).is_empty().then_some(()));
     assert!(gone.is_some(), "still there: {:?}", processes_of(&dir));
+    assert!(until(SOON, || mounts_of(&dir).is_empty().then_some(())).is_some(), "{:?}", mounts_of(&dir));
     mark.expect_gone(SOON);
 }
 
