@@ -11,6 +11,7 @@ mod put;
 mod receipt;
 mod serve;
 mod store;
+mod supply;
 mod tree;
 
 pub use fetch::{Fetch, FetchAnswer, FetchError, FetchSettings};
@@ -21,4 +22,5 @@ pub use put::{Part, Put, PutAction, PutContent, PutError, PutSettings, Source, u
 pub use receipt::{load_receipt_key, new_receipt_key, receipt, save_receipt_key, verify_receipt};
 pub use serve::{Ask, AskRange, Refusal, Served};
 pub use store::{BlockState, Cached, Committed, Expected, Filled, Stat, Store, StoreError};
+pub use supply::{Fetching, Need, Outcome, Supply, SupplyAction, SupplyEvent, SupplySettings, Ticket, Wanted, Work};
 pub use tree::{WriteTree, finish_entry, write_entry, write_tree};
