@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::{io, thread};
 
 use content::{Store, StoreError};
-use node::channel::{self, Inbox, Orders};
+use node::channel::{self, Inbox, Orders, Outbox};
 use node::{
     Bind, Certificate, CertificateError, Clock, Endpoint, EndpointConfig, EndpointError, IdentityError, NodeIdentity,
     PeerClass, SettingsError, signal,
@@ -111,7 +111,8 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         }
         None => Groups::none(),
     };
-    let mount = config.fuse.then(|| mount(config, &identity, &cache, &gate)).flatten();
+    let (unreadable_tx, unreadable) = channel::to_owner(REPORTS_MAX, &bell);
+    let mount = config.fuse.then(|| mount(config, &identity, &cache, &gate, unreadable_tx)).flatten();
     directory.mount = mount.as_ref().map(|mount| mount.path().to_owned());
     // Goes after the slots, so that no program is cut off.
     let mounted = Mounted(mount.clone());
@@ -169,6 +170,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         orders: BTreeMap::new(),
         stager: Backlog::new(stager),
         staged,
+        unreadable,
         outbox: BTreeMap::new(),
         outbox_memory: 0,
         uploader: Backlog::new(uploader),
@@ -208,7 +210,13 @@ fn settings(config: &Config, identity: &NodeIdentity, certificate: &Certificate,
 }
 
 /// Mounts what programs see of inputs; `None` = it has to be written out.
-fn mount(config: &Config, identity: &NodeIdentity, cache: &Arc<Cache>, gate: &Arc<Mutex<()>>) -> Option<Arc<Mount>> {
+fn mount(
+    config: &Config,
+    identity: &NodeIdentity,
+    cache: &Arc<Cache>,
+    gate: &Arc<Mutex<()>>,
+    unreadable: Outbox<JobId>,
+) -> Option<Arc<Mount>> {
     let Some(dir) = config.mount_dir.clone().or_else(runtime_dir) else {
         tracing::warn!("inputs are written out, not mounted: only root mounts without mount_dir or $XDG_RUNTIME_DIR");
         return None;
@@ -220,7 +228,7 @@ fn mount(config: &Config, identity: &NodeIdentity, cache: &Arc<Cache>, gate: &Ar
         mtime_s: cache::SEALED_AT.as_secs() as i64,
         gate: gate.clone(),
     };
-    match Mount::open(settings, Box::new(FromCache(cache.clone()))) {
+    match Mount::open(settings, Box::new(FromCache(cache.clone())), unreadable) {
         Ok(mount) => {
             tracing::info!(path = %mount.path().display(), "inputs are mounted");
             Some(Arc::new(mount))
@@ -334,6 +342,8 @@ struct Shell {
     orders: BTreeMap<JobId, Arc<Order>>,
     stager: Backlog<Arc<Order>>,
     staged: Inbox<Staged>,
+    /// Jobs with an input that could not be read.
+    unreadable: Inbox<JobId>,
     outbox: BTreeMap<u64, Arc<Kept>>,
     /// Bytes in memory of the outbox.
     outbox_memory: usize,
@@ -356,7 +366,12 @@ impl Shell {
             self.look_at_disk()?;
         }
         // First what ended: it makes room for what has come.
-        for (slot, event) in self.benches.hear().map_err(ShellError::Slot)? {
+        let ended = self.benches.hear().map_err(ShellError::Slot)?;
+        // Whoever ended for that had been told after us.
+        while let Ok(job) = self.unreadable.try_recv() {
+            self.step(Event::InputUnreadable { job })?;
+        }
+        for (slot, event) in ended {
             self.on_slot_event(slot, event)?;
         }
         self.catch_up()?;

@@ -229,6 +229,29 @@ fn a_run_that_filled_the_disk_and_ended_first_has_failed_and_one_that_nobody_wan
 }
 
 #[test]
+fn a_run_that_failed_when_an_input_could_not_be_read_has_missed_it_and_one_that_ended_well_has_not() {
+    let mut worker = a_worker().slots(4).with_one_load_balancer().build();
+    worker.assign(1, job(J1), 0, 3);
+    worker.assign(2, job(J2), 0, 1);
+    worker.exits(job(J1), 2, RunEnd::Code(1));
+    assert_eq!(worker.step(Event::InputUnreadable { job: job(J1) }), [""; 0]);
+    worker.exits(job(J1), 0, RunEnd::Signal(7));
+    worker.exits(job(J1), 1, RunEnd::Code(0));
+    worker.exits(job(J2), 0, RunEnd::Code(1));
+    for (job, chunk) in [(job(J1), 0), (job(J1), 1), (job(J1), 2), (job(J2), 0)] {
+        worker.collected(job, chunk, false);
+    }
+    let told = worker.tick();
+    let expected = [
+        "master: batch 1 j1 attempt 1: 0+1 input_missing, 2+1 exit with 0 files",
+        "master: batch 2 j1 attempt 1: 1+1 none with 0 files",
+        "master: batch 3 j2 attempt 1: 0+1 exit with 0 files",
+    ];
+    assert_eq!(told[..3], expected);
+    assert_eq!(worker.step(Event::InputUnreadable { job: job(J1) }), [""; 0], "nothing of it runs");
+}
+
+#[test]
 fn nothing_starts_while_the_disk_is_almost_full() {
     let mut worker = a_worker().with_one_load_balancer().build();
     worker.step(Event::DiskLow { is_low: true });

@@ -322,3 +322,19 @@ fn a_cached_input_that_was_changed_is_never_shown() {
     }
     assert_eq!(running.terminate(), Some(0));
 }
+
+#[test]
+fn a_program_that_fails_because_an_input_cannot_be_read_has_missed_it() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut running = mounted.site.start_in_cluster();
+    let inputs = [mounted.input(b"here", b"f")];
+    let path = stored(&mounted, &inputs[0]);
+    let take = format!("rm -f '{}'; cat \"$ZG_INPUT_DIR/f\"", path.display());
+    let (cause, stdout, stderr) = mounted.run(&inputs, &take);
+    assert_eq!((cause, &*stdout), (Cause::InputMissing, ""), "{stderr}");
+    assert!(stderr.contains("Input/output error"), "{stderr}");
+    // Who can do without does.
+    let (cause, ..) = mounted.run(&inputs, &format!("{take}; true"));
+    assert_eq!(cause, Cause::None);
+    assert_eq!(running.terminate(), Some(0));
+}

@@ -106,6 +106,7 @@ impl Worker {
                 started_at: now,
                 time_limit,
                 stop: Stop::No,
+                missed_input: false,
                 outcome: None,
             };
             self.slots.occupy(slot, run);
@@ -161,7 +162,7 @@ impl Worker {
 
     pub(super) fn on_exited(&mut self, run: u64, end: RunEnd, usage: Usage, at: WallTime, actions: &mut Vec<Action>) {
         let (slot, held) = self.slots.find(run).expect("a run ends in its slot, once");
-        let outcome = Outcome { result: result(end, usage, at, held.stop) };
+        let outcome = Outcome { result: result(end, usage, at, held.stop, held.missed_input) };
         held.outcome = Some(outcome);
         let is_seeds = self.jobs.at(held.job).is_some_and(|job| job.seed_peer.is_some());
         let take = match held.stop {
@@ -227,7 +228,7 @@ impl Worker {
 }
 
 /// What the end of a program means for its chunk.
-fn result(end: RunEnd, usage: Usage, at: WallTime, stop: Stop) -> ChunkResult {
+fn result(end: RunEnd, usage: Usage, at: WallTime, stop: Stop, missed_input: bool) -> ChunkResult {
     let (exit_code, signal) = match end {
         RunEnd::Code(code) | RunEnd::NotStarted { exit_code: code } => (Some(code), None),
         RunEnd::Signal(signal) => (None, Some(signal)),
@@ -239,6 +240,13 @@ fn result(end: RunEnd, usage: Usage, at: WallTime, stop: Stop) -> ChunkResult {
         // Also when it ended by itself, well or badly, before it was killed: what it wrote is not kept.
         (Stop::Overfull, _) => Cause::Policy,
         (Stop::No | Stop::Canceled, RunEnd::Code(0)) => Cause::None,
+        // It may have failed for something else; but what it read was not what it was promised. A program that can do
+        // without has ended well.
+        (Stop::No | Stop::Canceled, RunEnd::Code(_) | RunEnd::NotStarted { .. } | RunEnd::Signal(_))
+            if missed_input =>
+        {
+            Cause::InputMissing
+        }
         (Stop::No | Stop::Canceled, RunEnd::Code(_) | RunEnd::NotStarted { .. }) => Cause::Exit,
         (Stop::No | Stop::Canceled, RunEnd::Signal(_)) => Cause::Signal,
         (Stop::No | Stop::Canceled, RunEnd::OutOfMemory) => Cause::Oom,

@@ -173,6 +173,10 @@ pub enum Event<'a> {
     StageFailed {
         job: JobId,
     },
+    /// An input of the job could not be read in time, by whoever of its runs wanted to.
+    InputUnreadable {
+        job: JobId,
+    },
     /// The program of a run ended and nothing is left of it. `at` = when.
     Exited {
         run: u64,
@@ -350,6 +354,7 @@ impl Worker {
             Event::Collected { run, is_kept } => self.on_collected(run, is_kept, now, actions),
             Event::Uploaded { file, parcels } => self.on_uploaded(file, parcels),
             Event::DiskLow { is_low } => self.is_disk_low = is_low,
+            Event::InputUnreadable { job } => self.slots.note_missed_input(job),
             Event::Overfull { run } => self.on_overfull(run, actions),
             Event::Tick => self.on_tick(now, actions),
         }

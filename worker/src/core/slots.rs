@@ -43,6 +43,8 @@ pub(super) struct Run {
     pub(super) started_at: Instant,
     pub(super) time_limit: Option<Duration>,
     pub(super) stop: Stop,
+    /// Some input of its could not be read meanwhile.
+    pub(super) missed_input: bool,
     /// How it ended, once it has; its slot is being cleaned.
     pub(super) outcome: Option<Outcome>,
 }
@@ -105,6 +107,13 @@ impl Slots {
     pub(super) fn find(&mut self, run: u64) -> Option<(SlotIndex, &mut Run)> {
         let slot = self.runs.iter().position(|place| place.as_ref().is_some_and(|held| held.run == run))?;
         self.runs[slot].as_mut().map(|run| (slot as SlotIndex, run))
+    }
+
+    /// An input of the job could not be read; which of its runs wanted to is not known.
+    pub(super) fn note_missed_input(&mut self, job: JobId) {
+        for run in self.runs.iter_mut().flatten().filter(|run| run.job == job && run.outcome.is_none()) {
+            run.missed_input = true;
+        }
     }
 
     /// Everything in a slot.

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, thread};
 
-use node::channel::{self, Orders, Receiver, RecvTimeoutError};
+use node::channel::{self, Orders, Outbox, Receiver, RecvTimeoutError};
 use wire::{FileId, JobId, NodeId};
 
 use crate::slot::WORKER_EXECUTABLE;
@@ -106,9 +106,14 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts, after what earlier starts left is taken away.
-    pub fn open(settings: MountSettings, source: Box<dyn Source>) -> Result<Self, MountError> {
-        let shared = Arc::new(Shared::new(View::new(settings.mtime_s), source));
+    /// Mounts, after what earlier starts left is taken away. `unreadable` hears of jobs with an input that could not be read,
+    /// before whoever wanted to read it does.
+    pub fn open(
+        settings: MountSettings,
+        source: Box<dyn Source>,
+        unreadable: Outbox<JobId>,
+    ) -> Result<Self, MountError> {
+        let shared = Arc::new(Shared::new(View::new(settings.mtime_s), source, unreadable));
         let path = settings.path();
         let mut keeper = Keeper { settings, shared, names: Arc::default(), up: None };
         keeper.begin()?;

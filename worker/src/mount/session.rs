@@ -20,9 +20,10 @@ use fuser::{
     INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, Notifier, OpenFlags, ReplyAttr, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, Request, Session, SessionACL,
 };
-use wire::JobId;
+use node::channel::Outbox;
 use wire::limit::MIB;
 use wire::tree::EntryKind;
+use wire::{FileId, JobId};
 
 use super::policy::{Facts, Handles, Recency, Way};
 use super::view::{Attr, Content, JOBS, Looked, View};
@@ -43,6 +44,8 @@ const STACK_DEPTH: u32 = 1;
 pub(super) struct Shared {
     view: RwLock<View>,
     source: Box<dyn Source>,
+    /// Jobs with an input that could not be read. One that finds no room is said again with the next read.
+    unreadable: Outbox<JobId>,
     pub(super) counts: Counts,
     may_pass: AtomicBool,
     open: Mutex<Open>,
@@ -79,10 +82,11 @@ struct Handle {
 }
 
 impl Shared {
-    pub(super) fn new(view: View, source: Box<dyn Source>) -> Self {
+    pub(super) fn new(view: View, source: Box<dyn Source>, unreadable: Outbox<JobId>) -> Self {
         Self {
             view: RwLock::new(view),
             source,
+            unreadable,
             counts: Counts::default(),
             may_pass: AtomicBool::new(false),
             open: Mutex::default(),
@@ -95,6 +99,15 @@ impl Shared {
 
     pub(super) fn view_mut(&self) -> RwLockWriteGuard<'_, View> {
         self.view.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that whoever waits for the file is about to be told that it cannot be read.
+    fn failed(&self, file: FileId, error: &dyn std::fmt::Display) {
+        tracing::error!(%file, %error, "an input cannot be read");
+        Counts::add(&self.counts.failed, 1);
+        for job in self.view().jobs_with(file) {
+            let _ = self.unreadable.try_send(job);
+        }
     }
 
     /// Forgets what an earlier connection had open.
@@ -111,8 +124,7 @@ impl Shared {
         let file = match self.source.open(&content) {
             Ok(file) => Arc::new(file),
             Err(error) => {
-                tracing::error!(file = %content.file, %error, "an input cannot be read");
-                Counts::add(&self.counts.failed, 1);
+                self.failed(content.file, &error);
                 return reply.error(Errno::EIO);
             }
         };
@@ -136,8 +148,7 @@ impl Shared {
         let number = file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).unwrap_or_default();
         if node.backing.as_ref().is_some_and(|(_, known)| *known != number) {
             if !node.handles.is_idle() {
-                tracing::error!(file = %content.file, "somebody wrote to an input that is still open");
-                Counts::add(&self.counts.failed, 1);
+                self.failed(content.file, &"somebody wrote to it while it was open");
                 return reply.error(Errno::EIO);
             }
             node.backing = None;
@@ -224,8 +235,7 @@ impl Shared {
                     reply.data(&buffer[..size]);
                 }
                 Err(error) => {
-                    tracing::error!(file = %handle.content.file, %error, "an input cannot be read");
-                    Counts::add(&self.counts.failed, 1);
+                    self.failed(handle.content.file, &error);
                     reply.error(Errno::EIO);
                 }
             }

@@ -264,6 +264,11 @@ impl View {
         view.files
     }
 
+    /// The jobs that have the stored file among their inputs, by itself or for a tree.
+    pub fn jobs_with(&self, file: FileId) -> impl Iterator<Item = JobId> {
+        self.jobs.iter().filter(move |(_, view)| view.files.contains(&file)).map(|(job, _)| *job)
+    }
+
     /// Shows a stored file by its id.
     pub fn learn(&mut self, content: Content) -> Attr {
         let inode = self.number(content, false, self.mtime_s);
@@ -681,6 +686,8 @@ mod tests {
         view.publish(other, vec![plain.clone(), Published { path: b"u".to_vec(), ..plain }]).expect("two names");
         assert_eq!(find(&view, &inputs(other, "u/small")), Some(small));
         assert_eq!(find(&view, &inputs(other, "t/large")), Some(large));
+        assert_eq!(view.jobs_with(FileId::of(hash)).collect::<Vec<_>>(), [JOB, other]);
+        assert_eq!(view.jobs_with(content(1, 10).file).collect::<Vec<_>>(), [JOB]);
         assert_eq!(view.withdraw(JOB).len(), 4);
         assert_eq!(view.attr(small.inode), Some(small));
         view.withdraw(other);
