@@ -40,7 +40,7 @@ mod tests;
 mod upload;
 
 use cached::Surroundings;
-pub use cached::{BlockState, Cached, Filled};
+pub use cached::{BlockState, Cached, Filled, SEALED_AT};
 use disk::Disk;
 use layout::Layout;
 use upload::Upload;
@@ -396,9 +396,14 @@ impl Store {
     /// Tells of a file that was put into the store just now and that nobody has a link to: it is held without another look.
     pub fn cached_new(&self, committed: &Committed) -> Result<Arc<Cached>, StoreError> {
         let Committed { file, hash, length, .. } = *committed;
+        let mut all = held(&self.cached);
+        // Somebody else may have been faster, and have given links away.
+        if let Some(known) = all.get(&file).filter(|known| known.is_named()) {
+            return Ok(known.clone());
+        }
         let new = Arc::new(Cached::open(file, length, Expected::Hash(hash), true, &self.surroundings)?);
         new.believe(hash)?;
-        held(&self.cached).insert(file, new.clone());
+        all.insert(file, new.clone());
         Ok(new)
     }
 
@@ -420,6 +425,21 @@ impl Store {
         }
         found.sort_unstable();
         Ok(found.into_iter().map(|(_, file, bytes)| (file, bytes)).collect())
+    }
+
+    /// Removes what was taken out of the store; a cache has no use for it.
+    pub fn empty_trash(&self) -> Result<(), StoreError> {
+        for entry in fs::read_dir(self.layout.trash())? {
+            self.disk.remove(&entry?.path())?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of the disk that a file has here, whole or in part.
+    pub fn size_on_disk(&self, file: FileId) -> u64 {
+        let paths = [self.layout.of(file).1, self.layout.part_of(file)];
+        let size = |path| fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * BYTES_PER_DISK_BLOCK);
+        paths.into_iter().map(size).sum()
     }
 
     /// Removes a file, whole or in part, and returns the bytes of the disk that it had.

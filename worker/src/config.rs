@@ -14,7 +14,7 @@
 //! # stage_timeout_ms = 600000              # how long the inputs of a job are tried to be had
 //! # output_size_max = 68719476736          # bytes that one chunk may keep, unless its job says
 //! # free_bytes_min = 134217728             # below that much free disk nothing starts, and what fills it is ended
-//! # cache_size_max = 68719476736           # bytes of input files that a start finds and keeps; above, it begins anew
+//! # cache_size_max = 68719476736           # bytes of input files; above, those go that no job here needs
 //! # groups = true                          # false = no control groups, so no limits of memory
 //! # fuse = true                            # false = inputs are written out instead of mounted
 //! # mount_dir = "/run/ziggurat"            # where; left out = that for root, else below $XDG_RUNTIME_DIR

@@ -87,8 +87,8 @@ pub enum ShellError {
 pub fn run(config: &Config) -> Result<(), ShellError> {
     let identity = NodeIdentity::open(&config.dir, config.node)?;
     let in_directory = |source| ShellError::Directory { dir: config.dir.display().to_string(), source };
-    let mut directory = Directory::open(&config.dir, config.cache_size_max).map_err(in_directory)?;
-    let cache = Arc::new(Cache::new(Store::open(&directory.cache(), identity.node)?));
+    let mut directory = Directory::open(&config.dir).map_err(in_directory)?;
+    let cache = Arc::new(Cache::new(Store::open(&directory.cache(), identity.node)?, config.cache_size_max)?);
     let certificate = Certificate::load(&config.certificate)?;
     let binds = config.bind.iter().map(|address| Bind { address: address.clone(), class: PeerClass::Control });
     let endpoint = Endpoint::open(EndpointConfig {
@@ -123,7 +123,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
     let (uploaded_tx, uploaded) = channel::to_owner(REPORTS_MAX, &bell);
     let stage = Stage {
         directory: directory.clone(),
-        cache,
+        cache: cache.clone(),
         mount: mount.clone(),
         ourselves: ourselves.clone(),
         storage: storage.clone(),
@@ -162,6 +162,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         links: BTreeMap::new(),
         directory,
         mount,
+        cache: cache.clone(),
         disk: DiskWatch::new(config.dir.clone(), config.free_bytes_min),
         benches,
         sweeper,
@@ -225,7 +226,7 @@ fn mount(
         node: identity.node,
         boot: identity.boot.0,
         dir,
-        mtime_s: cache::SEALED_AT.as_secs() as i64,
+        mtime_s: content::SEALED_AT.as_secs() as i64,
         gate: gate.clone(),
     };
     match Mount::open(settings, Box::new(FromCache(cache.clone())), unreadable) {
@@ -333,6 +334,7 @@ struct Shell {
     links: BTreeMap<PeerId, Link>,
     directory: Directory,
     mount: Option<Arc<Mount>>,
+    cache: Arc<Cache>,
     disk: DiskWatch,
     benches: Benches,
     sweeper: Sweeper,
@@ -413,6 +415,10 @@ impl Shell {
 
     fn on_staged(&mut self, staged: Staged) -> Result<(), ShellError> {
         let job = staged.job;
+        if !self.orders.contains_key(&job) {
+            // It was forgotten meanwhile, before its last files came.
+            self.cache.release(job);
+        }
         match staged.result {
             Ok(()) => self.step(Event::Staged { job }),
             Err(why) => {
@@ -621,6 +627,7 @@ impl Shell {
                 if let Some(mount) = &self.mount {
                     mount.withdraw(job);
                 }
+                self.cache.release(job);
                 self.discard(&self.directory.job(job));
             }
             Action::Start { slot, run, job, chunk, attempt } => self.start(slot, run, job, chunk, attempt),

@@ -30,7 +30,7 @@ const BLOCK: u64 = BLOCK_SIZE as u64;
 const OPEN_FILES_MAX: usize = 256;
 /// When every sealed file of a cache was last modified: 1980-01-02, so that archivers which know no earlier time take it in
 /// every zone.
-const SEALED_AT: Duration = Duration::from_secs(315_619_200);
+pub const SEALED_AT: Duration = Duration::from_secs(315_619_200);
 
 /// What is known of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -450,6 +450,10 @@ impl Cached {
         state.look = look;
         state.doubts += 1;
         state.blocks_held = 0;
+        if state.place != Place::Partial && look.is_some_and(|look| look.length != self.length) {
+            // Whoever brings its last block makes it as long as it has to be.
+            self.mark(state, blocks(self.length) - 1, BlockState::Absent);
+        }
         Ok(())
     }
 
@@ -522,6 +526,10 @@ impl Cached {
         let end = if range.end >= self.length { blocks(self.length) } else { range.end / BLOCK };
         let mut state = self.locked();
         (range.start.div_ceil(BLOCK)..end).for_each(|block| self.mark(&mut state, block, BlockState::Claimed));
+    }
+
+    pub(super) fn is_named(&self) -> bool {
+        self.locked().place != Place::Partial
     }
 
     fn is_sealed_in(&self, state: &State) -> bool {

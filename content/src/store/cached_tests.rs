@@ -1,6 +1,7 @@
 //! Files of a cache: lazily filled, found again, damaged, written to by others, cut off by a crash before any step.
 
 use std::fs::{self, OpenOptions, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -216,6 +217,13 @@ fn a_sealed_file_that_was_damaged_loses_only_the_wrong_block() {
     assert!(!cached.is_sealed());
     remote.bring(&store).expect("it comes");
     assert!(cached.is_sealed() && remote.is_read_right(&cached));
+    // Longer, with every byte that it should have.
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
+    OpenOptions::new().append(true).open(&path).and_then(|mut file| file.write_all(b"!")).expect("appended");
+    assert!(!cached.is_sealed() && !cached.check().expect("it is looked at"));
+    remote.bring(&store).expect("one block comes");
+    assert!(cached.is_sealed() && remote.is_read_right(&cached));
+    assert_eq!(fs::metadata(&path).expect("it is there").len(), cached.length);
     fs::remove_file(&path).expect("removed");
     assert!(!cached.is_sealed());
     assert_eq!(cached.state(0), BlockState::Absent);

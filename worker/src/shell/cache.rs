@@ -1,116 +1,101 @@
 //! The cached inputs: whole files that jobs get links to, and whether they still are what they were.
 //!
 //! A program that is root, or runs as the worker's user, can write to an input, and the link that it writes through leads
-//! into the cache. Nothing here forbids it; the next job is not to suffer from it. So each cached file is sealed: its
-//! modification time is set to one that no write leaves, and the time of its last change, which nobody can set, is noted
-//! behind every link of ours. A file that does not look as noted is read again before it is used again. A link that
-//! somebody else makes or removes, we ourselves when a job is forgotten, costs such a reading too and no more.
+//! into the cache. Nothing here forbids it; the next job is not to suffer from it: `content::Cached` notices, and what turns
+//! out to be wrong goes as a whole, because whoever wrote may have it open still. A link that somebody else makes or removes,
+//! we ourselves when a job is forgotten, costs a reading and no more. What no job needs goes when the cache has grown too
+//! large.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::fs::{self, File, FileTimes, Permissions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, FileTimes, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
-use content::Store;
-use wire::{FileId, Hash};
-
-/// When every input was last modified: 1980-01-02, so that archivers which know no earlier time take it in every zone.
-pub(super) const SEALED_AT: Duration = Duration::from_secs(315_619_200);
+use content::{Committed, Quota, SEALED_AT, Store, StoreError};
+use wire::{FileId, Hash, JobId};
 
 /// How often a file may turn out not to be as it was while it is opened.
 const OPENINGS_MAX: u32 = 4;
 
-/// How a file looks that nobody has touched.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Seal {
-    inode: u64,
-    length: u64,
-    /// Seconds and nanoseconds.
-    modified: (i64, i64),
-    /// The same; a change of links or rights counts too.
-    changed: (i64, i64),
-}
-
-impl Seal {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
-        Ok(Self {
-            inode: metadata.ino(),
-            length: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
-
-    /// Whether only links or rights can have changed between the two, if nobody has put the time back.
-    fn has_content_of(&self, other: &Self) -> bool {
-        Self { changed: other.changed, ..*self } == *other
-    }
-}
-
 /// A content store whose files others can write to.
 pub(super) struct Cache {
     pub(super) store: Store,
-    /// Of this boot: what an earlier one has left is read before it is used.
-    seals: Mutex<BTreeMap<FileId, Seal>>,
+    needs: Mutex<Needs>,
+}
+
+/// Who needs what.
+struct Needs {
+    quota: Quota,
+    jobs: BTreeMap<JobId, BTreeSet<FileId>>,
 }
 
 impl Cache {
-    pub(super) fn new(store: Store) -> Self {
-        Self { store, seals: Mutex::default() }
+    /// Takes the cache that an earlier boot left, as much of it as `size_max` bytes allow.
+    pub(super) fn new(store: Store, size_max: u64) -> Result<Self, StoreError> {
+        store.empty_trash()?;
+        let mut quota = Quota::new(size_max, size_max / 10 * 9);
+        for (file, bytes) in store.usage()? {
+            quota.set(file, bytes);
+        }
+        let cache = Self { store, needs: Mutex::new(Needs { quota, jobs: BTreeMap::new() }) };
+        cache.evict(&mut cache.needs());
+        Ok(cache)
     }
 
     /// Whether the content is here. What is not as it was is read again, and is gone if it is wrong.
     pub(super) fn holds(&self, file: FileId, hash: Option<Hash>) -> bool {
-        let Ok(path) = self.store.path(file) else { return false };
-        let seal = self.seals().get(&file).copied();
-        let is_untouched = seal.is_some() && Seal::of(&path).ok() == seal;
-        let stat = if is_untouched { self.store.stat(file) } else { self.check(file, &path) };
-        stat.is_ok_and(|stat| hash.is_none_or(|hash| hash == stat.hash))
-    }
-
-    fn check(&self, file: FileId, path: &Path) -> Result<content::Stat, content::StoreError> {
-        tracing::debug!(%file, "a cached file may have been changed and is read");
-        self.seals().remove(&file);
-        // Before it is read, so that whoever writes to it meanwhile leaves another time.
-        let sealed = seal_file(path, false).and_then(|()| Seal::of(path));
-        let stat = self.store.check(file)?;
-        let (before, after) = (sealed?, Seal::of(path)?);
-        if after.has_content_of(&before) {
-            self.seals().insert(file, after);
+        let Ok(stat) = self.store.stat(file) else { return false };
+        if hash.is_some_and(|hash| hash != stat.hash) {
+            return false;
         }
-        Ok(stat)
+        match self.store.cached(file, Some(stat.hash), stat.length).and_then(|cached| cached.check()) {
+            Ok(true) => true,
+            Ok(false) => {
+                tracing::warn!(%file, "a cached file is not what its name says and is removed");
+                self.remove(file);
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%file, %error, "a cached file cannot be read");
+                false
+            }
+        }
     }
 
     /// Takes what has just been fetched, and nobody has a link to, as it is.
-    pub(super) fn seal(&self, file: FileId) -> Result<(), content::StoreError> {
-        let path = self.store.path(file)?;
-        if let Entry::Vacant(vacant) = self.seals().entry(file) {
-            seal_file(&path, false)?;
-            vacant.insert(Seal::of(&path)?);
-        }
+    pub(super) fn seal(&self, file: FileId) -> Result<(), StoreError> {
+        let stat = self.store.stat(file)?;
+        self.store.cached_new(&Committed { file, hash: stat.hash, length: stat.length, already_there: false })?;
+        let mut needs = self.needs();
+        needs.quota.set(file, self.store.size_on_disk(file));
+        self.evict(&mut needs);
         Ok(())
+    }
+
+    /// Keeps a file, which may not be here yet, as long as the job is known.
+    pub(super) fn keep(&self, job: JobId, file: FileId) {
+        let mut needs = self.needs();
+        if needs.jobs.entry(job).or_default().insert(file) {
+            needs.quota.pin(file);
+        }
+    }
+
+    /// Lets go of what only this job needs.
+    pub(super) fn release(&self, job: JobId) {
+        let mut needs = self.needs();
+        for file in needs.jobs.remove(&job).unwrap_or_default() {
+            needs.quota.unpin(file);
+        }
+        self.evict(&mut needs);
     }
 
     /// Lets `place` link or copy the file; false = it is not as it was, and what was placed is not to be used.
     pub(super) fn place(&self, file: FileId, place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<bool> {
-        // Held all the while: two links at once would each look like a change to the other.
-        let mut seals = self.seals();
-        let (Some(seal), Ok(path)) = (seals.get_mut(&file), self.store.path(file)) else { return Ok(false) };
-        if Seal::of(&path).ok() != Some(*seal) {
-            return Ok(false);
-        }
-        place(&path)?;
-        let after = Seal::of(&path)?;
-        let is_same = after.has_content_of(seal);
-        if is_same {
-            *seal = after;
-        }
-        Ok(is_same)
+        let known = self.store.length(file).and_then(|length| self.store.cached(file, None, length));
+        known.map_or(Ok(false), |cached| cached.place(place))
     }
 
     /// Opens the file for reading, if it is as it was; what is not is read again first.
@@ -130,8 +115,28 @@ impl Cache {
         Err(io::Error::other("somebody writes to it again and again"))
     }
 
-    fn seals(&self) -> MutexGuard<'_, BTreeMap<FileId, Seal>> {
-        self.seals.lock().unwrap_or_else(PoisonError::into_inner)
+    fn evict(&self, needs: &mut Needs) {
+        for file in needs.quota.evict() {
+            match self.store.evict(file) {
+                Ok(bytes) => tracing::debug!(%file, bytes, "no job needs it, and the cache is full: removed"),
+                Err(error) => tracing::warn!(%file, %error, "a cached file cannot be removed"),
+            }
+        }
+        if needs.quota.is_full() {
+            tracing::warn!(bytes = needs.quota.used(), "the jobs that are here need more than cache_size_max");
+        }
+    }
+
+    fn remove(&self, file: FileId) {
+        let mut needs = self.needs();
+        match self.store.evict(file) {
+            Ok(_) => needs.quota.remove(file),
+            Err(error) => tracing::warn!(%file, %error, "a cached file cannot be removed"),
+        }
+    }
+
+    fn needs(&self) -> MutexGuard<'_, Needs> {
+        self.needs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -139,18 +144,24 @@ impl Cache {
 pub(super) fn seal_file(path: &Path, is_executable: bool) -> io::Result<()> {
     let file = File::open(path)?;
     file.set_permissions(Permissions::from_mode(if is_executable { 0o555 } else { 0o444 }))?;
-    let modified: SystemTime = UNIX_EPOCH + SEALED_AT;
-    file.set_times(FileTimes::new().set_modified(modified))
+    file.set_times(FileTimes::new().set_modified(UNIX_EPOCH + SEALED_AT))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use content::Expected;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
     use wire::NodeId;
 
+    fn open(dir: &Path, size_max: u64) -> Cache {
+        let store = Store::open(&dir.join("cache"), NodeId([1; 16])).expect("a store");
+        Cache::new(store, size_max).expect("a cache")
+    }
+
     fn a_cache(dir: &Path) -> (Cache, FileId) {
-        let cache = Cache::new(Store::open(&dir.join("cache"), NodeId([1; 16])).expect("a store"));
+        let cache = open(dir, 1 << 30);
         let file = fetch(&cache);
         cache.seal(file).expect("it is here");
         (cache, file)
@@ -170,8 +181,15 @@ mod tests {
     fn forge(path: &Path, content: &[u8]) {
         // Older kernels' clock of changes ticks every 10 ms at the least.
         let other = path.with_extension("other");
-        let changed = Seal::of(path).expect("it is there").changed;
-        while fs::write(&other, "").and_then(|()| Seal::of(&other)).expect("written").changed <= changed {}
+        let changed = |path: &Path| {
+            let metadata = fs::metadata(path).expect("it is there");
+            (metadata.ctime(), metadata.ctime_nsec())
+        };
+        let before = changed(path);
+        while {
+            fs::write(&other, "").expect("written");
+            changed(&other) <= before
+        } {}
         fs::remove_file(&other).expect("removed");
         let modified = fs::metadata(path).expect("it is there").modified().expect("a time");
         fs::set_permissions(path, Permissions::from_mode(0o644)).expect("it is ours");
@@ -236,12 +254,54 @@ mod tests {
         let (cache, file) = a_cache(dir.path());
         let path = cache.store.path(file).expect("it is here");
         drop(cache);
-        let reopen = || Cache::new(Store::open(&dir.path().join("cache"), NodeId([1; 16])).expect("a store"));
+        let reopen = || open(dir.path(), 1 << 30);
         let cache = reopen();
         assert!(cache.holds(file, None));
         assert!(link(&cache, file, &dir.path().join("input")));
         drop(cache);
         forge(&path, b"abd");
         assert!(!reopen().holds(file, None));
+    }
+
+    fn fetch_large(cache: &Cache, filling: u8) -> FileId {
+        let content = vec![filling; 1 << 20];
+        cache.store.begin(2, Some(1 << 20)).expect("room");
+        cache.store.write(2, 0, &content).expect("room");
+        let file = cache.store.commit(2, Expected::Anything, 1 << 20).expect("it is right").file;
+        cache.seal(file).expect("it is here");
+        file
+    }
+
+    #[test]
+    fn what_no_job_needs_goes_when_the_cache_is_too_large() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cache = open(dir.path(), 5 << 19);
+        let (job, other) = (JobId([1; 16]), JobId([2; 16]));
+        let needed = fetch_large(&cache, 1);
+        cache.keep(job, needed);
+        cache.keep(other, needed);
+        let idle = fetch_large(&cache, 2);
+        let new = fetch_large(&cache, 3);
+        assert_eq!([needed, idle, new].map(|file| cache.holds(file, None)), [true, false, true]);
+        cache.keep(job, new);
+        cache.release(other);
+        let too_much = fetch_large(&cache, 4);
+        assert_eq!([needed, new, too_much].map(|file| cache.holds(file, None)), [true, true, false]);
+        cache.release(job);
+        let last = fetch_large(&cache, 5);
+        assert_eq!([needed, new, last].map(|file| cache.holds(file, None)), [false, true, true]);
+    }
+
+    #[test]
+    fn a_start_keeps_of_a_cache_what_it_may_and_empties_its_trash() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cache = open(dir.path(), 1 << 30);
+        let files = [fetch_large(&cache, 1), fetch_large(&cache, 2), fetch_large(&cache, 3)];
+        drop(cache);
+        let trash = dir.path().join("cache/trash/old.dat");
+        fs::write(&trash, "damaged").expect("written");
+        let cache = open(dir.path(), 5 << 19);
+        assert_eq!(files.iter().filter(|file| cache.holds(**file, None)).count(), 2);
+        assert!(!trash.exists());
     }
 }

@@ -33,13 +33,9 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Sweeps what the last boot left, and makes what this one needs. The path becomes absolute: programs see it. A cache
-    /// above `cache_size_max` bytes begins anew.
-    pub(super) fn open(root: &Path, cache_size_max: u64) -> io::Result<Self> {
+    /// Sweeps what the last boot left, and makes what this one needs. The path becomes absolute: programs see it.
+    pub(super) fn open(root: &Path) -> io::Result<Self> {
         let directory = Self { root: root.canonicalize()?, mount: None };
-        if size_of_tree(&directory.cache())? > cache_size_max {
-            remove_tree(&directory.cache())?;
-        }
         for stale in ["slot", "jobs", "outbox", "trash", "empty"] {
             remove_tree(&directory.root.join(stale))?;
         }
@@ -88,20 +84,6 @@ impl Directory {
     pub(super) fn trash(&self) -> PathBuf {
         self.root.join("trash")
     }
-}
-
-/// Bytes of all files under `path`; 0 if it is not there.
-fn size_of_tree(path: &Path) -> io::Result<u64> {
-    let entries = match fs::read_dir(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
-        entries => entries?,
-    };
-    let mut size = 0;
-    for entry in entries {
-        let entry = entry?;
-        size += if entry.file_type()?.is_dir() { size_of_tree(&entry.path())? } else { entry.metadata()?.len() };
-    }
-    Ok(size)
 }
 
 /// Entries of a tree that are looked at to tell how much of the disk it holds: who leaves more is large in any case.
@@ -311,17 +293,15 @@ mod tests {
     }
 
     #[test]
-    fn a_start_sweeps_all_but_a_cache_of_good_size() {
+    fn a_start_sweeps_all_but_the_cache() {
         let dir = tempfile::tempdir().expect("a directory");
         for name in ["cache/files", "slot/0/work", "jobs/x/in"] {
             fs::create_dir_all(dir.path().join(name)).expect("made");
         }
         fs::write(dir.path().join("cache/files/f"), "12345").expect("written");
         let names = |name: &str| fs::read_dir(dir.path().join(name)).map_or(0, Iterator::count);
-        Directory::open(dir.path(), 5).expect("it is ours");
+        Directory::open(dir.path()).expect("it is ours");
         assert_eq!((names("cache/files"), names("slot"), names("jobs")), (1, 0, 0));
-        Directory::open(dir.path(), 4).expect("it is ours");
-        assert_eq!(names("cache/files"), 0);
     }
 
     #[test]

@@ -195,7 +195,7 @@ mod tests {
 
     fn start_of(order: &Order) -> Start {
         let root = tempfile::tempdir().expect("a directory");
-        let directory = Directory::open(root.path(), 0).expect("it is ours");
+        let directory = Directory::open(root.path()).expect("it is ours");
         let surroundings = Surroundings::new(NodeId([2; 16]));
         let of = RunOf { order, run: 1, chunk: 1, attempt: 2 };
         surroundings.start(of, &directory, Path::new("/slot/0")).expect("it has no NUL")

@@ -68,7 +68,7 @@ impl Stage {
             let (waiting, done, stage) = (waiting.clone(), done.clone(), self.clone());
             thread::Builder::new().name("stager".into()).spawn(move || {
                 let connections = Connections::new(stage.ourselves.clone(), stage.storage.clone());
-                let mut stager = Stager { stage, connections, clock: Clock::new() };
+                let mut stager = Stager { stage, connections, clock: Clock::new(), job: JobId::NIL };
                 while let Ok(order) = waiting.recv() {
                     let result = stager.bring(&order);
                     if done.send(Staged { job: order.job, result }).is_err() {
@@ -86,6 +86,8 @@ struct Stager {
     stage: Stage,
     connections: Connections,
     clock: Clock,
+    /// Whose inputs are being brought.
+    job: JobId,
 }
 
 /// A file or piece that a job wants, and under which name.
@@ -103,6 +105,7 @@ struct Wanted {
 impl Stager {
     /// Brings everything, or says what could not be had.
     fn bring(&mut self, order: &Order) -> Result<(), String> {
+        self.job = order.job;
         let directory = self.stage.directory.job(order.job);
         let in_directory = |error: io::Error| format!("{}: {error}", directory.display());
         // An earlier try may have been cut short.
@@ -210,6 +213,7 @@ impl Stager {
     /// Sees to it that the cache has the file.
     fn cache(&mut self, file: FileId, hash: Option<Hash>, deadline: Instant) -> Result<(), String> {
         let cache = self.stage.cache.clone();
+        cache.keep(self.job, file);
         if cache.holds(file, hash) {
             return Ok(());
         }

@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn a_tree_is_written_out_of_the_cache() {
         let dir = tempfile::tempdir().expect("a directory");
-        let cache = Cache::new(Store::open(&dir.path().join("cache"), NodeId([1; 16])).expect("a store"));
+        let cache = Cache::new(Store::open(&dir.path().join("cache"), NodeId([1; 16])).expect("a store"), 1 << 30)
+            .expect("a cache");
         let pack = b"#!/bin/sh\nonetwo";
         let large = vec![7; PACK_SIZE_MAX as usize + 1];
         let (middle, hash) = (vec![5; 100_000], hash_bytes(&large));
@@ -174,7 +175,8 @@ mod tests {
     #[test]
     fn what_is_no_tree_is_told_in_words() {
         let dir = tempfile::tempdir().expect("a directory");
-        let cache = Cache::new(Store::open(&dir.path().join("cache"), NodeId([1; 16])).expect("a store"));
+        let cache = Cache::new(Store::open(&dir.path().join("cache"), NodeId([1; 16])).expect("a store"), 1 << 30)
+            .expect("a cache");
         let plain = store(&cache, b"plain text, and nothing that looks like a tree");
         let why = write_out(&cache, plain, &dir.path().join("in"), &Mutex::new(()), |_, _| Ok(()));
         assert_eq!(why, Err("it is no tree: it does not begin as one".into()));
