@@ -64,6 +64,8 @@ pub struct Cached {
     held: Box<[AtomicU64]>,
     claimed: Box<[AtomicU64]>,
     state: Mutex<State>,
+    /// Apart, so that whoever reads never waits for a write.
+    open: Mutex<Weak<File>>,
     surroundings: Arc<Surroundings>,
 }
 
@@ -84,7 +86,6 @@ struct State {
     /// How often somebody else turned out to have been at it.
     doubts: u64,
     blocks_held: u64,
-    open: Weak<File>,
 }
 
 /// Where the file lies.
@@ -144,7 +145,8 @@ impl Cached {
             outline: OnceLock::new(),
             held: words(),
             claimed: words(),
-            state: Mutex::new(State { place, look: None, doubts: 0, blocks_held: 0, open: Weak::new() }),
+            state: Mutex::new(State { place, look: None, doubts: 0, blocks_held: 0 }),
+            open: Mutex::default(),
             surroundings: surroundings.clone(),
         };
         let path = cached.path(place);
@@ -185,7 +187,9 @@ impl Cached {
     /// Whether the file is whole under its name and looks as it did when it was found right: then it may be opened by
     /// whoever is to read it unchecked. Where it looks different, what was held is claimed from now on.
     pub fn is_sealed(&self) -> bool {
-        let mut state = self.locked();
+        // Whoever writes just now looks for itself; a file that is being filled is not worth waiting for.
+        let state = if self.holds(0, u64::MAX) { Ok(self.locked()) } else { self.state.try_lock() };
+        let Ok(mut state) = state else { return false };
         self.settle(&mut state).is_ok() && self.is_sealed_in(&state)
     }
 
@@ -224,13 +228,13 @@ impl Cached {
 
     /// The file itself, to be read only.
     pub fn file(&self) -> io::Result<Arc<File>> {
-        let mut state = self.locked();
-        if let Some(file) = state.open.upgrade() {
+        if let Some(file) = held(&self.open).upgrade() {
             return Ok(file);
         }
+        let state = self.locked();
         let is_written = state.place != Place::Sealed;
         let file = OpenOptions::new().read(true).write(is_written).open(self.path(state.place))?;
-        Ok(self.keep_open(&mut state, file))
+        Ok(self.keep_open(file))
     }
 
     /// Takes a block, if its bytes are right; wrong ones are an error, and nothing is written.
@@ -368,7 +372,7 @@ impl Cached {
             self.disk().rename(&from, &to)?;
         }
         state.place = Place::Sealed;
-        self.close(&mut state);
+        self.close();
         state.look = Some(Look::of(&fs::symlink_metadata(&to)?));
         held(&store.files).insert(self.file, self.length);
         Ok(committed)
@@ -435,7 +439,7 @@ impl Cached {
             return Ok(());
         }
         if state.look.map(|look| look.inode) != look.map(|look| look.inode) {
-            self.close(state);
+            self.close();
         }
         for (held, claimed) in self.held.iter().zip(&self.claimed) {
             let were_held = held.swap(0, Ordering::AcqRel);
@@ -462,14 +466,15 @@ impl Cached {
         if state.place == Place::Sealed {
             fs::set_permissions(self.path(Place::Sealed), Permissions::from_mode(0o600))?;
             state.place = Place::Mending;
-            self.close(state);
+            self.close();
         }
-        let file = match state.open.upgrade() {
+        let open = held(&self.open).upgrade();
+        let file = match open {
             Some(file) => file,
             None => {
                 self.disk().make_directory(&self.layout().partial())?;
                 let file = self.disk().open(&self.path(state.place))?;
-                self.keep_open(state, file)
+                self.keep_open(file)
             }
         };
         if file.metadata()?.len() != self.length {
@@ -478,9 +483,9 @@ impl Cached {
         Ok(file)
     }
 
-    fn keep_open(&self, state: &mut State, file: File) -> Arc<File> {
+    fn keep_open(&self, file: File) -> Arc<File> {
         let file = Arc::new(file);
-        state.open = Arc::downgrade(&file);
+        *held(&self.open) = Arc::downgrade(&file);
         let mut open = held(&self.surroundings.open);
         if open.len() == OPEN_FILES_MAX {
             open.pop_front();
@@ -489,8 +494,8 @@ impl Cached {
         file
     }
 
-    fn close(&self, state: &mut State) {
-        state.open = Weak::new();
+    fn close(&self) {
+        *held(&self.open) = Weak::new();
         held(&self.surroundings.open).retain(|(file, _)| *file != self.file);
     }
 
