@@ -372,6 +372,11 @@ impl Supply {
         [tickets, requests, holders].into_iter().flatten().min()
     }
 
+    /// Whether what becomes of an order still counts.
+    pub fn is_wanted(&self, work: Work) -> bool {
+        self.works.get(&work).is_some_and(|working| working.file.is_some())
+    }
+
     fn on_holders(&mut self, peers: &[PeerId]) {
         for gone in self.holders.replace(peers) {
             self.ask_again_all(gone);
