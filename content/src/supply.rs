@@ -62,7 +62,7 @@ impl Default for SupplySettings {
             rest: Duration::from_secs(15),
             mute: Duration::from_secs(5),
             tickets_max: 1024,
-            files_max: 1024,
+            files_max: 16_384,
         }
     }
 }
@@ -337,7 +337,7 @@ impl Supply {
             }
             SupplyEvent::Touched { file, offset, length } => self.on_touched(file, offset, length),
             SupplyEvent::Wanted { wanted, how } => {
-                if self.entry(wanted, now, actions).is_ok() {
+                if self.entry(wanted, false, now, actions).is_ok() {
                     self.raise(wanted.file, how, actions);
                 }
             }

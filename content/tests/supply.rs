@@ -295,3 +295,19 @@ fn a_hash_or_length_that_contradicts_what_is_known_is_refused() {
     let other = content::Wanted { hash: Some(content::hash_bytes(b"other")), ..desk.wanted() };
     assert_eq!(desk.asks_for(2, other, Need::Length, S(2)), ["fail 2: Mismatch"]);
 }
+
+#[test]
+fn who_waits_has_room_where_other_files_are_only_fetched_for_later() {
+    let mut desk = a_desk().files_max(1).blocks(3).ready();
+    desk.wants(Fetching::Whole);
+    let other = content::hash_bytes(b"other");
+    let other = content::Wanted { file: wire::FileId::of(other), hash: Some(other), length: Some(5) };
+    assert_eq!(desk.wants_file(other, Fetching::Whole), [] as [&str; 0], "that can wait");
+    assert_eq!(desk.asks_for(1, other, Need::Length, S(2)), ["close", "open", "answer 1"]);
+    assert_eq!(desk.asks(2, Need::Whole, S(2)), ["close", "open"]);
+    assert_eq!(
+        desk.asks_for(3, other, Need::Whole, S(2)),
+        ["fail 3: Local"],
+        "somebody waits for the one that is here"
+    );
+}

