@@ -17,6 +17,7 @@
 //! # cache_size_max = 68719476736           # bytes of input files; above, those go that no job here needs
 //! # groups = true                          # false = no control groups, so no limits of memory
 //! # fuse = true                            # false = inputs are written out instead of mounted
+//! # read_timeout_ms = 10000                # how long a program waits for bytes of an input before its read fails
 //! # mount_dir = "/run/ziggurat"            # where; left out = that for root, else below $XDG_RUNTIME_DIR
 //!
 //! [[masters]]                              # every master; none = a worker by itself
@@ -72,6 +73,8 @@ pub struct Config {
     #[serde(default = "fuse")]
     pub fuse: bool,
     pub mount_dir: Option<PathBuf>,
+    #[serde(default = "read_timeout", with = "node::settings::milliseconds", rename = "read_timeout_ms")]
+    pub read_timeout: Duration,
     #[serde(default = "free_bytes_min")]
     pub free_bytes_min: u64,
     #[serde(default)]
@@ -100,6 +103,10 @@ fn cache_size_max() -> u64 {
 
 fn groups() -> bool {
     true
+}
+
+fn read_timeout() -> Duration {
+    Duration::from_secs(10)
 }
 
 fn fuse() -> bool {

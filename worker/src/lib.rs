@@ -6,6 +6,7 @@ pub mod core;
 pub mod mount;
 pub mod shell;
 pub mod slot;
+pub mod supply;
 pub mod watch;
 
 pub use config::Config;

@@ -4,24 +4,24 @@
 //! bring inputs, an uploader stores outputs, and a sweeper removes what is left over.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::{io, thread};
 
-use content::{Store, StoreError};
+use content::{Store, StoreError, SupplySettings};
 use node::channel::{self, Inbox, Orders, Outbox};
 use node::{
     Bind, Certificate, CertificateError, Clock, Endpoint, EndpointConfig, EndpointError, IdentityError, NodeIdentity,
     PeerClass, SettingsError, signal,
 };
-use wire::{Duration, FileId, Instant, JobId, PeerId, Role};
+use wire::{Duration, Instant, JobId, PeerId, Role};
 
 use crate::config::Config;
 use crate::core::{Action, Event, Order, RunEnd, Server, Settings, SlotIndex, Take, Usage, Worker};
-use crate::mount::{Content, Mount, MountSettings, Source};
+use crate::mount::{Mount, MountSettings, Parking};
 use crate::slot::{Ended, Groups, Report, SlotEvent};
+use crate::supply::Supplier;
 
 mod bench;
 mod cache;
@@ -111,21 +111,32 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         }
         None => Groups::none(),
     };
+    let storage = StorageList::of_settings(&config.storage);
+    let ourselves = Ourselves { node: identity.node, boot: identity.boot, certificate };
+    let parking = Arc::new(Parking::default());
+    let supplier = Supplier::start(
+        identity.node,
+        identity.boot,
+        ourselves.certificate.clone(),
+        cache.clone(),
+        parking.clone(),
+        SupplySettings::default(),
+    )?;
+    supplier.holders(storage.addresses());
     let (unreadable_tx, unreadable) = channel::to_owner(REPORTS_MAX, &bell);
-    let mount = config.fuse.then(|| mount(config, &identity, &cache, &gate, unreadable_tx)).flatten();
+    let open_mount = || mount(config, &identity, &cache, &supplier, parking, &gate, unreadable_tx);
+    let mount = config.fuse.then(open_mount).flatten();
     directory.mount = mount.as_ref().map(|mount| mount.path().to_owned());
     // Goes after the slots, so that no program is cut off.
     let mounted = Mounted(mount.clone());
-    let storage = StorageList::of_settings(&config.storage);
-    let ourselves = Ourselves { node: identity.node, boot: identity.boot, certificate };
     let surroundings = Arc::new(Surroundings::new(identity.node));
     let (staged_tx, staged) = channel::to_owner(REPORTS_MAX, &bell);
     let (uploaded_tx, uploaded) = channel::to_owner(REPORTS_MAX, &bell);
     let stage = Stage {
         directory: directory.clone(),
         cache: cache.clone(),
+        supplier: supplier.clone(),
         mount: mount.clone(),
-        ourselves: ourselves.clone(),
         storage: storage.clone(),
         may_learn_storage: !config.masters.is_empty(),
         timeout: config.stage_timeout,
@@ -162,6 +173,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         links: BTreeMap::new(),
         directory,
         mount,
+        supplier,
         cache: cache.clone(),
         disk: DiskWatch::new(config.dir.clone(), config.free_bytes_min),
         benches,
@@ -215,6 +227,8 @@ fn mount(
     config: &Config,
     identity: &NodeIdentity,
     cache: &Arc<Cache>,
+    supplier: &Supplier,
+    parking: Arc<Parking>,
     gate: &Arc<Mutex<()>>,
     unreadable: Outbox<JobId>,
 ) -> Option<Arc<Mount>> {
@@ -227,9 +241,10 @@ fn mount(
         boot: identity.boot.0,
         dir,
         mtime_s: content::SEALED_AT.as_secs() as i64,
+        read_timeout: config.read_timeout,
         gate: gate.clone(),
     };
-    match Mount::open(settings, Box::new(FromCache(cache.clone())), unreadable) {
+    match Mount::open(settings, cache.clone(), supplier.clone(), parking, unreadable) {
         Ok(mount) => {
             tracing::info!(path = %mount.path().display(), "inputs are mounted");
             Some(Arc::new(mount))
@@ -257,19 +272,6 @@ impl Drop for Mounted {
         if let Some(mount) = &self.0 {
             mount.close();
         }
-    }
-}
-
-/// What the mount shows, from the cache.
-struct FromCache(Arc<Cache>);
-
-impl Source for FromCache {
-    fn open(&self, content: &Content) -> io::Result<File> {
-        self.0.open(content.file, content.hash)
-    }
-
-    fn length(&self, file: FileId) -> Option<u64> {
-        self.0.store.length(file).ok()
     }
 }
 
@@ -334,6 +336,7 @@ struct Shell {
     links: BTreeMap<PeerId, Link>,
     directory: Directory,
     mount: Option<Arc<Mount>>,
+    supplier: Supplier,
     cache: Arc<Cache>,
     disk: DiskWatch,
     benches: Benches,
@@ -616,7 +619,10 @@ impl Shell {
                 self.links.remove(&peer);
                 self.endpoint.disconnect(peer);
             }
-            Action::UseStorage { nodes } => self.storage.replace(&nodes),
+            Action::UseStorage { nodes } => {
+                self.storage.replace(&nodes);
+                self.supplier.holders(self.storage.addresses());
+            }
             Action::Learn { order } => {
                 tracing::info!(job = %order.job, number = order.number, "job");
                 self.orders.insert(order.job, Arc::from(order));

@@ -184,7 +184,8 @@ fn a_killed_worker_leaves_no_mount_and_nobody_waiting() {
     let Some(mut mounted) = Mounted::new() else { return };
     let mut running = mounted.site.start_in_cluster();
     let inputs = [mounted.input(&bytes(64 * MIB), b"f")];
-    let job = mounted.begin(&inputs, "echo begun; exec sleep 1000", "said");
+    let read = "cat \"$ZG_INPUT_DIR/f\" >/dev/null; echo begun; exec sleep 1000";
+    let job = mounted.begin(&inputs, read, "said");
     let path = format!("{}/fs/job/{job}/in/f", mounted.dir().display());
     // Straight from the cache file: it need not even notice.
     let mut passing = reader(&format!("exec 3<{path}; echo; sleep 2; exec cksum <&3"));
@@ -327,14 +328,114 @@ fn a_cached_input_that_was_changed_is_never_shown() {
 fn a_program_that_fails_because_an_input_cannot_be_read_has_missed_it() {
     let Some(mut mounted) = Mounted::new() else { return };
     let mut running = mounted.site.start_in_cluster();
-    let inputs = [mounted.input(b"here", b"f")];
-    let path = stored(&mounted, &inputs[0]);
-    let take = format!("rm -f '{}'; cat \"$ZG_INPUT_DIR/f\"", path.display());
-    let (cause, stdout, stderr) = mounted.run(&inputs, &take);
-    assert_eq!((cause, &*stdout), (Cause::InputMissing, ""), "{stderr}");
-    assert!(stderr.contains("Input/output error"), "{stderr}");
-    // Who can do without does.
-    let (cause, ..) = mounted.run(&inputs, &format!("{take}; true"));
+    let go = mounted.site.path("go");
+    for (number, (end, cause)) in [("", Cause::InputMissing), ("; true", Cause::None)].into_iter().enumerate() {
+        // Too large to be here before it is read.
+        let inputs = [mounted.input(&bytes(9 * MIB + number), b"f")];
+        let wait = format!("echo begun; until [ -e '{}' ]; do sleep 0.01; done; cat \"$ZG_INPUT_DIR/f\"", go.display());
+        let job = mounted.begin(&inputs, &(wait + end), "said");
+        mounted.site.store.evict(inputs[0].0).expect("it is there");
+        fs::write(&go, "").expect("written");
+        mounted.site.until("the result", |site| site.results.contains_key(&(job, 0)));
+        assert_eq!(mounted.site.results[&(job, 0)].cause, cause, "{end}");
+        let _ = (fs::remove_file(&go), fs::remove_file(mounted.site.path("said")));
+    }
+    assert_eq!(running.terminate(), Some(0));
+}
+
+#[test]
+fn only_what_is_read_is_fetched() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut running = mounted.site.start_in_cluster();
+    let content = bytes(200 * MIB);
+    let inputs = [mounted.input(&content, b"f")];
+    let before = mounted.site.bytes_asked;
+    let script = "for at in 150 3 77 120 41 9 190 60 100 30; do
+        dd if=\"$ZG_INPUT_DIR/f\" bs=1M skip=$at count=1 2>/dev/null; done | cksum";
+    let (cause, sum, stderr) = mounted.run(&inputs, script);
+    let ten = [150, 3, 77, 120, 41, 9, 190, 60, 100, 30].map(|at| &content[at * MIB..(at + 1) * MIB]).concat();
+    let piece = mounted.site.path("piece");
+    fs::write(&piece, ten).expect("written");
+    let expected = Command::new("cksum").stdin(fs::File::open(&piece).expect("it is there")).output().expect("it runs");
+    assert_eq!((cause, sum.as_bytes()), (Cause::None, &*expected.stdout), "{stderr}");
+    let moved = mounted.site.bytes_asked - before;
+    assert!(moved <= 20 * MIB as u64, "{moved}");
+    // What is here is not fetched again, not even by the next start; what is read to its end is whole then.
+    assert_eq!(running.terminate(), Some(0));
+    let mut running = mounted.site.start_in_cluster();
+    let (cause, whole, _) = mounted.run(&inputs, "cksum <\"$ZG_INPUT_DIR/f\"");
+    fs::write(&piece, content).expect("written");
+    let expected = Command::new("cksum").stdin(fs::File::open(&piece).expect("it is there")).output().expect("it runs");
+    assert_eq!((cause, whole.as_bytes()), (Cause::None, &*expected.stdout));
+    let moved = mounted.site.bytes_asked - before;
+    assert!(moved <= 220 * MIB as u64, "{moved}");
+    assert_eq!(running.terminate(), Some(0));
+}
+
+#[test]
+fn storage_that_falls_silent_holds_nobody_beyond_the_deadline_of_a_read() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut running = mounted.site.start_in_cluster_with("read_timeout_ms = 2000");
+    let inputs = [mounted.input(&bytes(9 * MIB), b"f"), mounted.input(&bytes(10 * MIB), b"g")];
+    let go = mounted.site.path("go");
+    let script = format!(
+        "echo begun; until [ -e '{}' ]; do sleep 0.01; done; cd \"$ZG_INPUT_DIR\"
+         cat f >/dev/null; perl -e 'open(F, q(<), q(g)) && read(F, $x, 1) or exit 5'; echo $?",
+        go.display()
+    );
+    let job = mounted.begin(&inputs, &script, "said");
+    mounted.site.is_storage_silent = true;
+    let clock = Clock::new();
+    let begun = clock.now();
+    fs::write(&go, "").expect("written");
+    mounted.site.until("the result", |site| site.results.contains_key(&(job, 0)));
+    let took = clock.now().since(begun);
+    assert!(took < Duration::from_secs(9), "{took:?}");
+    assert_eq!(fs::read_to_string(mounted.site.path("said")).expect("it said"), "begun\n5\n");
+    mounted.site.is_storage_silent = false;
+    // The job is not what is to blame.
+    std::thread::sleep(Duration::from_secs(1));
+    let (cause, ..) = mounted.run(&inputs, "cat \"$ZG_INPUT_DIR\"/* | wc -c");
     assert_eq!(cause, Cause::None);
     assert_eq!(running.terminate(), Some(0));
+}
+
+#[test]
+fn a_tree_is_shown_and_its_bytes_come_when_they_are_read() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut running = mounted.site.start_in_cluster();
+    let (pack, large) = (b"onetwo#!/bin/sh\necho ran".to_vec(), bytes(3 * MIB));
+    let mut to = wire::tree::TreeWriter::new(1000);
+    let packed = to.add_stored(mounted.site.store(&pack).1, pack.len() as u64);
+    let whole = to.add_stored(mounted.site.store(&large).1, large.len() as u64);
+    to.open_directory(0);
+    let directory = to.add_directory(b"d", 1);
+    let tool = to.add_file(b"tool", 1_700_000_000, true, 18);
+    let two = to.add_file(b"two", -5, false, 3);
+    to.close_directory(0);
+    to.open_directory(directory);
+    let big = to.add_file(b"large", 7, false, large.len() as u64);
+    to.add_symlink(b"link", 7, b"../two");
+    to.close_directory(directory);
+    to.set_content(tool, content::hash_bytes(&pack[6..]), Some((packed, 6)));
+    to.set_content(two, content::hash_bytes(b"two"), Some((packed, 3)));
+    to.set_content(big, content::hash_bytes(&large), Some((whole, 0)));
+    let (file, input) = mounted.input(&to.finish(), b"tree");
+    let inputs = [(file, Input { is_tree: true, ..input })];
+    let script = "cd \"$ZG_INPUT_DIR/tree\"; find . -mindepth 1 -printf '%p %y %m %s %T@ %l\n' | sort
+        cat d/link; ./tool; wc -c <d/large; cksum <d/large";
+    let (cause, with, stderr) = mounted.run(&inputs, script);
+    assert_eq!((cause, &*stderr), (Cause::None, ""));
+    assert!(with.contains("./two f 444 3 -5.0000000000 \n") && with.contains("\ntworan\n3145728\n"), "{with}");
+    assert_eq!(running.terminate(), Some(0));
+    let _running = mounted.site.start_in_cluster_with("fuse = false");
+    let (cause, without, stderr) = mounted.run(&inputs, script);
+    assert_eq!((cause, &*stderr), (Cause::None, ""));
+    let plain = |said: &str| {
+        said.lines()
+            .filter(|line| !line.contains(" d ") && !line.contains(" l "))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(plain(&with), plain(&without));
 }

@@ -19,12 +19,16 @@ use node::channel::{self, Orders, Outbox, Receiver, RecvTimeoutError};
 use wire::{FileId, JobId, NodeId};
 
 use crate::slot::WORKER_EXECUTABLE;
+use crate::supply::{Shelf, Supplier};
 
+mod parking;
 mod policy;
 mod session;
 pub mod stale;
 mod view;
 
+pub use parking::{Arrival, Parking};
+pub use policy::AWAITED_SIZE_MAX;
 use session::{Connection, Names, Shared};
 use view::View;
 pub use view::{Content, PathTaken, Published, Tree, TreeBytes, What};
@@ -37,14 +41,6 @@ const FORGOTTEN_MAX: usize = 4096;
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 const TRIES_MAX: u32 = 8;
 
-/// Where the bytes come from.
-pub trait Source: Send + Sync + 'static {
-    /// The cache file, if it is as it was when it was checked.
-    fn open(&self, content: &Content) -> io::Result<fs::File>;
-    /// The length of a file that is in the cache.
-    fn length(&self, file: FileId) -> Option<u64>;
-}
-
 #[derive(Clone, Debug)]
 pub struct MountSettings {
     pub node: NodeId,
@@ -54,6 +50,8 @@ pub struct MountSettings {
     pub dir: PathBuf,
     /// When inputs were last modified, in seconds since 1970.
     pub mtime_s: i64,
+    /// How long a read may take.
+    pub read_timeout: Duration,
     /// Held while a process is started; see `Benches`.
     pub gate: Arc<Mutex<()>>,
 }
@@ -86,6 +84,8 @@ pub struct Counts {
     passthrough: AtomicU64,
     /// Opened to be read through us.
     cached: AtomicU64,
+    /// Opens that waited for the whole file first.
+    waited: AtomicU64,
     /// Opens and reads that failed.
     failed: AtomicU64,
     bytes_served: AtomicU64,
@@ -97,12 +97,18 @@ impl Counts {
     }
 }
 
+/// A job that is shown no longer, and the stored files that no job has now.
+struct Withdrawn {
+    job: JobId,
+    unused: Vec<FileId>,
+}
+
 /// A mount that is up. Dropped, it is gone.
 pub struct Mount {
     shared: Arc<Shared>,
     path: PathBuf,
     names: Arc<Mutex<Option<Names>>>,
-    keeper: Mutex<Option<(Orders<JobId>, thread::JoinHandle<()>)>>,
+    keeper: Mutex<Option<(Orders<Withdrawn>, thread::JoinHandle<()>)>>,
 }
 
 impl Mount {
@@ -110,10 +116,13 @@ impl Mount {
     /// before whoever wanted to read it does.
     pub fn open(
         settings: MountSettings,
-        source: Box<dyn Source>,
+        shelf: Arc<dyn Shelf>,
+        supplier: Supplier,
+        parking: Arc<Parking>,
         unreadable: Outbox<JobId>,
     ) -> Result<Self, MountError> {
-        let shared = Arc::new(Shared::new(View::new(settings.mtime_s), source, unreadable));
+        let view = View::new(settings.mtime_s);
+        let shared = Arc::new(Shared::new(view, shelf, supplier, parking, settings.read_timeout, unreadable));
         let path = settings.path();
         let mut keeper = Keeper { settings, shared, names: Arc::default(), up: None };
         keeper.begin()?;
@@ -143,10 +152,10 @@ impl Mount {
 
     /// Shows the job no longer. Returns at once.
     pub fn withdraw(&self, job: JobId) {
-        self.shared.view_mut().withdraw(job);
+        let unused = self.shared.view_mut().withdraw(job);
         // Where there is no room the kernel goes on knowing a name that leads nowhere.
         if let Some((forgotten, _)) = &*held(&self.keeper) {
-            let _ = forgotten.try_send(job);
+            let _ = forgotten.try_send(Withdrawn { job, unused });
         }
     }
 
@@ -224,13 +233,14 @@ impl Keeper {
         }
     }
 
-    fn run(mut self, forgotten: &Receiver<JobId>) {
+    fn run(mut self, forgotten: &Receiver<Withdrawn>) {
         loop {
             match forgotten.recv_timeout(BEAT_INTERVAL) {
-                Ok(job) => {
+                Ok(Withdrawn { job, unused }) => {
                     if let Some(names) = &*held(&self.names) {
                         names.forget_job(job);
                     }
+                    self.shared.forget(&unused);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,

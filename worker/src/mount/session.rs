@@ -6,15 +6,15 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, UNIX_EPOCH};
 
+use content::{BlockState, Cached, FetchError, Fetching, Need, Wanted};
 use fuser::{
     BackgroundSession, BackingId, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, Notifier, OpenFlags, ReplyAttr, ReplyData,
@@ -25,12 +25,16 @@ use wire::limit::MIB;
 use wire::tree::EntryKind;
 use wire::{FileId, JobId};
 
+use super::Counts;
+use super::parking::{Arrival, Parking};
 use super::policy::{Facts, Handles, Recency, Way};
 use super::view::{Attr, Content, JOBS, Looked, View};
-use super::{Counts, Source};
+use crate::supply::{Shelf, Supplier};
 
 /// Nothing that is shown changes; what goes is taken back by name.
 const TTL: Duration = Duration::from_secs(365 * 86_400);
+/// How long an open or a look for a file by its id may take: whoever waits there cannot be ended.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Threads that answer.
 const THREADS: usize = 3;
 /// Requests that the kernel asks for ahead of time, at most.
@@ -43,7 +47,11 @@ const STACK_DEPTH: u32 = 1;
 /// What the answers come from. It outlives the connection to the kernel, which may have to be made anew.
 pub(super) struct Shared {
     view: RwLock<View>,
-    source: Box<dyn Source>,
+    shelf: Arc<dyn Shelf>,
+    supplier: Supplier,
+    parking: Arc<Parking>,
+    /// How long a read may take.
+    read_timeout: Duration,
     /// Jobs with an input that could not be read. One that finds no room is said again with the next read.
     unreadable: Outbox<JobId>,
     pub(super) counts: Counts,
@@ -76,16 +84,26 @@ type FileNumber = (u64, u64);
 struct Handle {
     content: Content,
     /// `None` = it is empty.
-    file: Option<Arc<File>>,
+    cached: Option<Arc<Cached>>,
     /// Its number, if it counts who has it open which way.
     counted: Option<(u64, Way)>,
 }
 
 impl Shared {
-    pub(super) fn new(view: View, source: Box<dyn Source>, unreadable: Outbox<JobId>) -> Self {
+    pub(super) fn new(
+        view: View,
+        shelf: Arc<dyn Shelf>,
+        supplier: Supplier,
+        parking: Arc<Parking>,
+        read_timeout: Duration,
+        unreadable: Outbox<JobId>,
+    ) -> Self {
         Self {
             view: RwLock::new(view),
-            source,
+            shelf,
+            supplier,
+            parking,
+            read_timeout,
             unreadable,
             counts: Counts::default(),
             may_pass: AtomicBool::new(false),
@@ -116,13 +134,13 @@ impl Shared {
         *held(&self.open) = Open { next, ..Open::default() };
     }
 
-    fn open(&self, inode: u64, reply: ReplyOpen) {
+    fn open(self: &Arc<Self>, inode: u64, has_waited: bool, reply: ReplyOpen) {
         let Some(content) = self.view().content(inode) else { return reply.error(Errno::ENOENT) };
         if content.length == 0 {
-            return self.opened(reply, Handle { content, file: None, counted: None }, None);
+            return self.opened(reply, Handle { content, cached: None, counted: None }, None);
         }
-        let file = match self.source.open(&content) {
-            Ok(file) => Arc::new(file),
+        let cached = match self.shelf.store().cached(content.file, content.hash, content.file_length) {
+            Ok(cached) => cached,
             Err(error) => {
                 self.failed(content.file, &error);
                 return reply.error(Errno::EIO);
@@ -131,12 +149,12 @@ impl Shared {
         let facts = Facts {
             length: content.length,
             is_piece: !content.is_whole(),
-            is_sealed: true,
+            is_sealed: cached.is_sealed(),
             may_pass: self.may_pass.load(Ordering::Relaxed),
-            has_waited: true,
+            has_waited,
         };
         if !facts.may_ever_pass() {
-            return self.opened(reply, Handle { content, file: Some(file), counted: None }, None);
+            return self.opened(reply, Handle { content, cached: Some(cached), counted: None }, None);
         }
         let shared = {
             let mut open = held(&self.open);
@@ -145,21 +163,18 @@ impl Shared {
         };
         let mut node = held(&shared);
         let mut way = node.handles.decide(facts);
-        let number = file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).unwrap_or_default();
-        if node.backing.as_ref().is_some_and(|(_, known)| *known != number) {
-            if !node.handles.is_idle() {
-                self.failed(content.file, &"somebody wrote to it while it was open");
-                return reply.error(Errno::EIO);
-            }
-            node.backing = None;
+        if way == Way::Wait {
+            drop(node);
+            return self.open_later(inode, &content, reply);
         }
-        if way == Way::Passthrough && node.backing.is_none() {
-            match reply.open_backing(&*file) {
-                Ok(backing) => node.backing = Some((backing, number)),
-                Err(error) => {
-                    self.may_pass.store(false, Ordering::Relaxed);
-                    tracing::warn!(%error, "the kernel does not read cache files past us: inputs are read through us");
-                    way = Way::Cached;
+        if way == Way::Passthrough {
+            match self.back(&mut node, &cached, facts.is_sealed, &reply) {
+                Backed::Yes => {}
+                Backed::Not => way = Way::Cached,
+                Backed::Changed => {
+                    drop(node);
+                    self.failed(content.file, &"somebody wrote to it while it was open");
+                    return reply.error(Errno::EIO);
                 }
             }
         }
@@ -167,9 +182,53 @@ impl Shared {
             Way::Passthrough => node.handles.passthrough += 1,
             Way::Cached | Way::Wait => node.handles.cached += 1,
         }
-        let handle = Handle { content, file: Some(file), counted: Some((inode, way)) };
+        if !facts.is_sealed && is_all_here(&cached) {
+            // An earlier boot left it: once it has been looked at it is read past us.
+            self.supplier.want(wanted(&content), Fetching::Whole);
+        }
+        let handle = Handle { content, cached: Some(cached), counted: Some((inode, way)) };
         // Under the node's lock: nobody may come in between with the other way.
         self.opened(reply, handle, node.backing.as_ref().map(|(backing, _)| backing));
+    }
+
+    /// Opens when the whole file is here, or has taken too long.
+    fn open_later(self: &Arc<Self>, inode: u64, content: &Content, reply: ReplyOpen) {
+        Counts::add(&self.counts.waited, 1);
+        let shared = self.clone();
+        // If it fails, whoever reads hears why.
+        let then = move |_: Result<Arrival<'_>, &FetchError>| shared.open(inode, true, reply);
+        self.ask(wanted(content), Need::Whole, OPEN_TIMEOUT, then);
+    }
+
+    /// Sees to it that the kernel has the cache file to read.
+    fn back(&self, node: &mut Node, cached: &Cached, is_sealed: bool, reply: &ReplyOpen) -> Backed {
+        let opened = cached.file().and_then(|file| {
+            let metadata = file.metadata()?;
+            Ok((file, (metadata.dev(), metadata.ino())))
+        });
+        let known = node.backing.as_ref().map(|(_, number)| *number);
+        if !is_sealed || known.is_some() && opened.as_ref().ok().map(|(_, number)| *number) != known {
+            if !node.handles.is_idle() {
+                return Backed::Changed;
+            }
+            node.backing = None;
+        }
+        if node.backing.is_some() {
+            return Backed::Yes;
+        }
+        let backed = opened.and_then(|(file, number)| Ok((reply.open_backing(&*file)?, number)));
+        match backed {
+            Ok(backed) => {
+                node.backing = Some(backed);
+                Backed::Yes
+            }
+            Err(error) => {
+                if self.may_pass.swap(false, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the kernel does not read cache files past us: inputs are read through us");
+                }
+                Backed::Not
+            }
+        }
     }
 
     fn opened(&self, reply: ReplyOpen, handle: Handle, backing: Option<&BackingId>) {
@@ -219,43 +278,149 @@ impl Shared {
         }
     }
 
-    fn read(&self, number: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+    fn read(self: &Arc<Self>, number: FileHandle, offset: u64, size: u32, reply: ReplyData) {
         let handle = held(&self.open).handles.get(&number.0).cloned();
         let Some(handle) = handle else { return reply.error(Errno::EBADF) };
         let left = handle.content.length.saturating_sub(offset);
         let size = u64::from(size).min(left) as usize;
-        let Some(file) = handle.file.as_ref().filter(|_| size > 0) else { return reply.data(&[]) };
-        thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
-        BUFFER.with_borrow_mut(|buffer| {
-            // It grows to the largest request of the kernel, a MiB, and is used for every one after that.
-            buffer.resize(buffer.len().max(size), 0);
-            match file.read_exact_at(&mut buffer[..size], handle.content.offset + offset) {
-                Ok(()) => {
+        let Some(cached) = handle.cached.as_ref().filter(|_| size > 0) else { return reply.data(&[]) };
+        let (content, offset) = (handle.content, handle.content.offset + offset);
+        if cached.holds(offset, size as u64) {
+            match self.read_held(cached, offset, size) {
+                Ok(bytes) => {
+                    reply.data(&bytes.0[..size]);
+                    give_back(bytes);
                     Counts::add(&self.counts.bytes_served, size as u64);
-                    reply.data(&buffer[..size]);
+                    if !cached.is_whole() {
+                        self.supplier.touched(content.file, offset, size as u64);
+                    }
+                    return;
+                }
+                // It was removed since it was opened.
+                Err(error) => tracing::debug!(file = %content.file, %error, "a cached file is brought again"),
+            }
+        }
+        let shared = self.clone();
+        let then = move |came: Result<Arrival<'_>, &FetchError>| {
+            let came = match came {
+                Ok(came) => came,
+                Err(why) => {
+                    shared.failed(content.file, why);
+                    return reply.error(Errno::EIO);
+                }
+            };
+            if let Some(bytes) = came.covers(offset, size) {
+                Counts::add(&shared.counts.bytes_served, size as u64);
+                return reply.data(bytes);
+            }
+            let cached = shared.shelf.store().cached(content.file, content.hash, content.file_length);
+            match cached.map_err(io::Error::other).and_then(|cached| shared.read_held(&cached, offset, size)) {
+                Ok(bytes) => {
+                    Counts::add(&shared.counts.bytes_served, size as u64);
+                    reply.data(&bytes.0[..size]);
+                    give_back(bytes);
                 }
                 Err(error) => {
-                    self.failed(handle.content.file, &error);
+                    shared.failed(content.file, &error);
                     reply.error(Errno::EIO);
                 }
             }
-        });
+        };
+        let need = Need::Range { offset, length: size as u64 };
+        self.ask(wanted(&content), need, self.read_timeout, then);
     }
 
-    fn lookup(&self, parent: u64, name: &[u8], reply: ReplyEntry) {
-        let looked = self.view().lookup(parent, name);
-        let attr = match looked {
-            Looked::Found(attr) => attr,
-            Looked::Ask(file) => match self.source.length(file) {
-                Some(length) => self.view_mut().learn(Content::whole(file, None, length)),
-                None => return reply.error(Errno::ENOENT),
-            },
-            // An entry without a number is one that the kernel remembers as absent.
-            Looked::Absent => return reply.entry(&TTL, &file_attr(&ABSENT), Generation(0)),
-            Looked::NotNow => return reply.error(Errno::ENOENT),
-        };
-        reply.entry(&TTL, &file_attr(&attr), Generation(0));
+    /// What the cache holds, in a buffer that is given back after use.
+    fn read_held(&self, cached: &Cached, offset: u64, size: usize) -> io::Result<Buffer> {
+        let mut buffer = BUFFER.take();
+        // It grows to the largest request of the kernel, a MiB, and is used for every one after that.
+        buffer.0.resize(buffer.0.len().max(size), 0);
+        cached.read_at(&mut buffer.0[..size], offset)?;
+        Ok(buffer)
     }
+
+    fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], reply: ReplyEntry) {
+        let looked = self.view().lookup(parent, name);
+        match looked {
+            Looked::Found(attr) => reply.entry(&TTL, &file_attr(&attr), Generation(0)),
+            // An entry without a number is one that the kernel remembers as absent.
+            Looked::Absent => reply.entry(&TTL, &file_attr(&ABSENT), Generation(0)),
+            Looked::NotNow => reply.error(Errno::ENOENT),
+            Looked::Ask(file) => self.look_by_id(file, reply),
+        }
+    }
+
+    /// Shows a file by its id when its length is known.
+    fn look_by_id(self: &Arc<Self>, file: FileId, reply: ReplyEntry) {
+        let shared = self.clone();
+        let then = move |came: Result<Arrival<'_>, &FetchError>| match came {
+            Ok(came) => {
+                let attr = shared.view_mut().learn(Content::whole(file, None, came.length));
+                reply.entry(&TTL, &file_attr(&attr), Generation(0));
+            }
+            Err(FetchError::FileUnknown(_)) => reply.error(Errno::ENOENT),
+            Err(why) => {
+                tracing::warn!(%file, %why, "a file cannot be shown by its id");
+                reply.error(Errno::EIO);
+            }
+        };
+        let wanted = Wanted { file, hash: None, length: None };
+        self.ask(wanted, Need::Length, OPEN_TIMEOUT, then);
+    }
+
+    /// Has `then` called when what is needed is here, or has not come in time.
+    fn ask(
+        &self,
+        wanted: Wanted,
+        need: Need,
+        timeout: Duration,
+        then: impl FnOnce(Result<Arrival<'_>, &FetchError>) + Send + 'static,
+    ) {
+        let ticket = self.supplier.ticket();
+        self.parking.park(ticket, then);
+        if !self.supplier.ask(ticket, wanted, need, timeout) {
+            let (what, why) = (wanted.file.to_string(), "too many wait already".to_owned());
+            self.parking.fail(ticket, &FetchError::Local { what, why });
+        }
+    }
+
+    /// Ends the fetching of files that no job has, and has the kernel let go of all that nobody has open: whatever of them is
+    /// removed gives its room back.
+    pub(super) fn forget(&self, unused: &[FileId]) {
+        unused.iter().for_each(|file| self.supplier.forget(*file));
+        let mut open = held(&self.open);
+        while let Some(inode) = open.idle.pop_over(0) {
+            open.let_go(inode);
+        }
+    }
+}
+
+/// One thread's room for what it hands over.
+#[derive(Default)]
+struct Buffer(Vec<u8>);
+
+thread_local!(static BUFFER: RefCell<Buffer> = const { RefCell::new(Buffer(Vec::new())) });
+
+fn give_back(buffer: Buffer) {
+    BUFFER.set(buffer);
+}
+
+/// Whether the kernel has the cache file.
+enum Backed {
+    Yes,
+    /// It does not take it.
+    Not,
+    /// It has another, which is open.
+    Changed,
+}
+
+fn wanted(content: &Content) -> Wanted {
+    Wanted { file: content.file, hash: content.hash, length: Some(content.file_length) }
+}
+
+/// Whether all of it is in the cache, though nobody may have looked.
+fn is_all_here(cached: &Cached) -> bool {
+    (0..content::blocks(cached.length)).all(|block| cached.state(block) != BlockState::Absent)
 }
 
 impl Open {
@@ -354,7 +519,7 @@ impl Filesystem for Files {
     }
 
     fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.shared.open(inode.0, reply);
+        self.shared.open(inode.0, false, reply);
     }
 
     fn read(

@@ -202,6 +202,8 @@ pub struct View {
     files: BTreeMap<(FileId, u64, u64, bool, i64), u64>,
     trees: BTreeMap<FileId, u64>,
     jobs: BTreeMap<JobId, JobView>,
+    /// How many inputs of jobs are, or are in, the stored file.
+    uses: BTreeMap<FileId, u32>,
 }
 
 /// A job's directories before they have numbers.
@@ -219,6 +221,7 @@ impl View {
             files: BTreeMap::new(),
             trees: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            uses: BTreeMap::new(),
         }
     }
 
@@ -250,18 +253,30 @@ impl View {
         let inputs = self.directory(root, &mut directories);
         let inode = self.add(Node::Directory(vec![(b"in".to_vec(), inputs)]));
         directories.push(inode);
+        for file in &files {
+            *self.uses.entry(*file).or_default() += 1;
+        }
         self.jobs.insert(job, JobView { inode, directories, trees, files });
         Ok(())
     }
 
-    /// Shows the job no longer; returns the stored files that it had. A job that is not shown has none.
+    /// Shows the job no longer; returns the stored files that no job has now. A job that is not shown has none.
     pub fn withdraw(&mut self, job: JobId) -> Vec<FileId> {
         let Some(view) = self.jobs.remove(&job) else { return Vec::new() };
         for directory in view.directories {
             self.nodes.remove(&directory);
         }
         view.trees.into_iter().for_each(|tree| self.hide_tree(tree));
-        view.files
+        let mut unused = view.files;
+        unused.retain(|file| match self.uses.get_mut(file) {
+            Some(uses) if *uses > 1 => {
+                *uses -= 1;
+                false
+            }
+            Some(_) => self.uses.remove(file).is_some(),
+            None => false,
+        });
+        unused
     }
 
     /// The jobs that have the stored file among their inputs, by itself or for a tree.
@@ -640,13 +655,15 @@ mod tests {
         let other = JobId([2; 16]);
         view.publish(other, vec![file(b"y", 1)]).expect("it is one");
         assert_eq!(find(&view, &inputs(other, "y")), directory);
-        assert_eq!(view.withdraw(JOB), [content(1, 10).file]);
+        assert_eq!(view.withdraw(JOB), [], "the other has it");
         assert_eq!(view.withdraw(JOB), []);
         assert_eq!(find(&view, &format!("job/{JOB}")), None);
         assert_eq!(view.attr(x.expect("it was shown").inode), None);
         view.publish(JOB, vec![file(b"x", 1)]).expect("it is one");
         assert_eq!(find(&view, &inputs(JOB, "x")), directory);
         assert_ne!(find(&view, &format!("job/{JOB}")), x);
+        assert_eq!(view.withdraw(other), []);
+        assert_eq!(view.withdraw(JOB), [content(1, 10).file]);
     }
 
     #[test]
@@ -688,9 +705,9 @@ mod tests {
         assert_eq!(find(&view, &inputs(other, "t/large")), Some(large));
         assert_eq!(view.jobs_with(FileId::of(hash)).collect::<Vec<_>>(), [JOB, other]);
         assert_eq!(view.jobs_with(content(1, 10).file).collect::<Vec<_>>(), [JOB]);
-        assert_eq!(view.withdraw(JOB).len(), 4);
+        assert_eq!(view.withdraw(JOB), [content(1, 10).file]);
         assert_eq!(view.attr(small.inode), Some(small));
-        view.withdraw(other);
+        assert_eq!(view.withdraw(other).len(), 3, "the tree, its pack and its large file");
         assert_eq!(view.attr(small.inode), None);
         let again = Published { path: b"again".to_vec(), what: What::Tree(tree) };
         view.publish(JOB, vec![again]).expect("it is one");

@@ -14,8 +14,10 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
-use content::{Committed, Quota, SEALED_AT, Store, StoreError};
+use content::{Quota, SEALED_AT, Store, StoreError};
 use wire::{FileId, Hash, JobId};
+
+use crate::supply::Shelf;
 
 /// How often a file may turn out not to be as it was while it is opened.
 const OPENINGS_MAX: u32 = 4;
@@ -65,10 +67,16 @@ impl Cache {
         }
     }
 
-    /// Takes what has just been fetched, and nobody has a link to, as it is.
+    /// Takes what has just been committed, and nobody has a link to, as it is.
+    #[cfg(test)]
     pub(super) fn seal(&self, file: FileId) -> Result<(), StoreError> {
         let stat = self.store.stat(file)?;
-        self.store.cached_new(&Committed { file, hash: stat.hash, length: stat.length, already_there: false })?;
+        self.store.cached_new(&content::Committed {
+            file,
+            hash: stat.hash,
+            length: stat.length,
+            already_there: false,
+        })?;
         let mut needs = self.needs();
         needs.quota.set(file, self.store.size_on_disk(file));
         self.evict(&mut needs);
@@ -137,6 +145,18 @@ impl Cache {
 
     fn needs(&self) -> MutexGuard<'_, Needs> {
         self.needs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shelf for Cache {
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn grown(&self, file: FileId) {
+        let mut needs = self.needs();
+        needs.quota.set(file, self.store.size_on_disk(file));
+        self.evict(&mut needs);
     }
 }
 

@@ -13,27 +13,27 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use content::{FetchError, HolderAddress};
+use content::{FetchError, Fetching, Need, Wanted};
 use node::channel::Outbox;
 use node::{Clock, channel};
+use wire::limit::{BLOCK_SIZE, MIB};
 use wire::tree::SIZE_MAX;
 use wire::{Duration, FileAddress, FileId, Hash, Instant, JobId};
 
 use super::cache::{Cache, seal_file};
 use super::directory::{Directory, remove_tree};
-use super::storage::{Connections, Ourselves, StorageList};
+use super::storage::StorageList;
 use super::tree;
 use crate::core::Order;
-use crate::mount::{Content, Mount, Published, Tree, TreeBytes, What};
+use crate::mount::{AWAITED_SIZE_MAX, Content, Mount, Published, Tree, TreeBytes, What};
+use crate::supply::Supplier;
 
 /// Threads: one slow input must not hold up all other jobs.
 const STAGERS: usize = 2;
 /// Jobs that wait for a stager; the core keeps no more jobs than that.
 const ORDERS_MAX: usize = crate::core::JOBS_MAX;
-/// How long a storage node may take to say that it has a file before the next is asked.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two rounds of asking all of them.
-const ROUND_PAUSE: Duration = Duration::from_millis(500);
+/// Inputs that are here before their job's first chunk starts, in bytes together; those above come while it runs.
+const AWAITED_TOTAL_MAX: u64 = 64 * MIB as u64;
 /// How often a cached file may turn out not to be as it was before it has its place.
 const PLACINGS_MAX: u32 = 4;
 
@@ -49,9 +49,9 @@ pub(super) struct Staged {
 pub(super) struct Stage {
     pub(super) directory: Directory,
     pub(super) cache: Arc<Cache>,
+    pub(super) supplier: Supplier,
     /// `None` = inputs are written out.
     pub(super) mount: Option<Arc<Mount>>,
-    pub(super) ourselves: Ourselves,
     pub(super) storage: StorageList,
     /// False where no masters will ever tell of storage nodes.
     pub(super) may_learn_storage: bool,
@@ -67,8 +67,7 @@ impl Stage {
         for _ in 0..STAGERS {
             let (waiting, done, stage) = (waiting.clone(), done.clone(), self.clone());
             thread::Builder::new().name("stager".into()).spawn(move || {
-                let connections = Connections::new(stage.ourselves.clone(), stage.storage.clone());
-                let mut stager = Stager { stage, connections, clock: Clock::new(), job: JobId::NIL };
+                let mut stager = Stager { stage, clock: Clock::new(), job: JobId::NIL };
                 while let Ok(order) = waiting.recv() {
                     let result = stager.bring(&order);
                     if done.send(Staged { job: order.job, result }).is_err() {
@@ -84,16 +83,17 @@ impl Stage {
 /// One thread's work.
 struct Stager {
     stage: Stage,
-    connections: Connections,
     clock: Clock,
     /// Whose inputs are being brought.
     job: JobId,
 }
 
 /// A file or piece that a job wants, and under which name.
-struct Wanted {
+struct Listed {
     address: FileAddress,
     hash: Option<Hash>,
+    /// Of the whole file, if the job says.
+    file_length: Option<u64>,
     /// Under the job's inputs.
     name: Vec<u8>,
     /// Where it is written out.
@@ -115,6 +115,9 @@ impl Stager {
             if !order.inputs.is_empty() {
                 self.publish(order, &mount, deadline)?;
             }
+            if let Some(file) = order.spec.program_input.and_then(|position| order.inputs.get(position as usize)) {
+                self.cache(*file, None, deadline).map_err(|why| format!("the program: {why}"))?;
+            }
             return self.write_program(order).map_err(|error| format!("the program: {error}"));
         }
         let inputs = self.stage.directory.staged_inputs(order.job);
@@ -126,55 +129,81 @@ impl Stager {
         seal(&inputs).map_err(in_directory)
     }
 
-    /// Shows the inputs in the mount.
-    fn publish(&mut self, order: &Order, mount: &Mount, deadline: Instant) -> Result<(), String> {
-        let mut inputs = Vec::with_capacity(order.inputs.len());
-        for wanted in self.wanted(order) {
-            let what = self.shown(&wanted, deadline).map_err(|why| format!("{}: {why}", wanted.address))?;
-            inputs.push(Published { path: wanted.name, what });
+    /// Shows the inputs in the mount. What is small is here then; larger ones come as they are read.
+    fn publish(&self, order: &Order, mount: &Mount, deadline: Instant) -> Result<(), String> {
+        let listed = self.wanted(order);
+        let mut awaited = 0;
+        let mut is_awaited = Vec::with_capacity(listed.len());
+        for listed in &listed {
+            let length = listed.file_length.unwrap_or(0);
+            let is_small = length <= AWAITED_SIZE_MAX && awaited + length <= AWAITED_TOTAL_MAX;
+            awaited += if is_small { length } else { 0 };
+            is_awaited.push(is_small);
+            let file = listed.address.file;
+            self.stage.cache.keep(self.job, file);
+            if length <= AWAITED_SIZE_MAX || order.spec.prefetch {
+                // All at once: each waits for the one before it otherwise.
+                let wanted = Wanted { file, hash: listed.hash, length: listed.file_length };
+                self.stage.supplier.want(wanted, Fetching::Whole);
+            }
+        }
+        let mut inputs = Vec::with_capacity(listed.len());
+        for (listed, is_awaited) in listed.into_iter().zip(is_awaited) {
+            let shown = self.shown(&listed, is_awaited, order.spec.prefetch, deadline);
+            let what = shown.map_err(|why| format!("{}: {why}", listed.address))?;
+            inputs.push(Published { path: listed.name, what });
         }
         mount.publish(order.job, inputs).map_err(|error| error.to_string())
     }
 
     /// What the mount shows of an input.
-    fn shown(&mut self, wanted: &Wanted, deadline: Instant) -> Result<What, String> {
-        let (FileAddress { file, piece }, hash) = (wanted.address, wanted.hash);
-        self.cache(file, hash, deadline)?;
-        let cache = self.stage.cache.clone();
-        if !wanted.is_tree {
-            let file_length = cache.store.length(file).map_err(|error| error.to_string())?;
-            let (offset, length) = piece.unwrap_or((0, file_length));
-            if offset.checked_add(length).is_none_or(|end| end > file_length) {
-                return Err(format!("it has {file_length} bytes, and {offset}+{length} are asked for"));
+    fn shown(&self, listed: &Listed, is_awaited: bool, prefetch: bool, deadline: Instant) -> Result<What, String> {
+        let (FileAddress { file, piece }, hash) = (listed.address, listed.hash);
+        if listed.is_tree {
+            let mut bytes = Vec::new();
+            self.cache(file, hash, deadline)?;
+            let read =
+                self.stage.cache.open(file, hash).and_then(|open| open.take(SIZE_MAX + 1).read_to_end(&mut bytes));
+            read.map_err(|error| error.to_string())?;
+            let tree = Tree::decode(file, TreeBytes(Arc::new(bytes))).map_err(|error| error.to_string())?;
+            for (file, hash, length) in tree.files() {
+                self.stage.cache.keep(self.job, file);
+                if prefetch {
+                    let wanted = Wanted { file, hash: Some(hash), length: Some(length) };
+                    self.stage.supplier.want(wanted, Fetching::Whole);
+                }
             }
-            let content = Content { file, hash, file_length, offset, length };
-            return Ok(What::File { content, is_executable: wanted.is_executable });
+            return Ok(What::Tree(Arc::new(tree)));
         }
-        let mut bytes = Vec::new();
-        let read = cache.open(file, hash).and_then(|open| open.take(SIZE_MAX + 1).read_to_end(&mut bytes));
-        read.map_err(|error| error.to_string())?;
-        let tree = Tree::decode(file, TreeBytes(Arc::new(bytes))).map_err(|error| error.to_string())?;
-        for (file, hash, _) in tree.files() {
-            self.cache(file, Some(hash), deadline).map_err(|why| format!("{file}: {why}"))?;
+        // One that nobody has is missed now, not when it is read.
+        let need = if is_awaited { Need::Whole } else { Need::Length };
+        let file_length = self.fetch_from_storage(file, hash, listed.file_length, need, deadline)?;
+        let (offset, length) = piece.unwrap_or((0, file_length));
+        if offset.checked_add(length).is_none_or(|end| end > file_length) {
+            return Err(format!("it has {file_length} bytes, and {offset}+{length} are asked for"));
         }
-        Ok(What::Tree(Arc::new(tree)))
+        let content = Content { file, hash, file_length, offset, length };
+        Ok(What::File { content, is_executable: listed.is_executable })
     }
 
-    fn wanted(&self, order: &Order) -> Vec<Wanted> {
+    fn wanted(&self, order: &Order) -> Vec<Listed> {
         let inputs = self.stage.directory.staged_inputs(order.job);
         let describe = |(position, file): (usize, &FileId)| match order.spec.inputs.get(position) {
-            Some(input) => Wanted {
+            Some(input) => Listed {
                 address: FileAddress { file: *file, piece: input.piece },
                 hash: (!input.hash.is_nil()).then_some(input.hash),
+                // One who does not know the content does not know its length either.
+                file_length: (!input.hash.is_nil()).then_some(input.file_length),
                 name: input.path.clone(),
                 path: inputs.join(OsStr::from_bytes(&input.path)),
                 is_executable: input.executable || order.spec.program_input == Some(position as u32),
                 is_tree: input.is_tree,
             },
             // The seed's words alone give no names.
-            None => Wanted {
+            None => Listed {
                 address: FileAddress { file: *file, piece: None },
                 hash: None,
+                file_length: None,
                 name: file.to_string().into_bytes(),
                 path: inputs.join(file.to_string()),
                 is_executable: false,
@@ -184,16 +213,11 @@ impl Stager {
         order.inputs.iter().enumerate().map(describe).collect()
     }
 
-    fn fetch(&mut self, wanted: &Wanted, deadline: Instant) -> Result<(), String> {
+    fn fetch(&self, wanted: &Listed, deadline: Instant) -> Result<(), String> {
         let parent = wanted.path.parent().expect("an input lies in the input directory");
         fs::create_dir_all(parent).map_err(|error| error.to_string())?;
-        if wanted.address.piece.is_some() {
-            self.ask_storage(wanted.address, deadline, |connections, address, timeout| {
-                let holder = connections.to(address).map_err(|error| error.to_string())?;
-                let fetched = holder.fetch_path(wanted.address, None, timeout, &wanted.path);
-                fetched.map(drop).map_err(|error| error.to_string())
-            })?;
-            return seal_file(&wanted.path, wanted.is_executable).map_err(|error| error.to_string());
+        if let Some(piece) = wanted.address.piece {
+            return self.write_piece(wanted, piece, deadline);
         }
         let file = wanted.address.file;
         if wanted.is_tree {
@@ -210,71 +234,62 @@ impl Stager {
         Err("a program writes to it again and again".into())
     }
 
-    /// Sees to it that the cache has the file.
-    fn cache(&mut self, file: FileId, hash: Option<Hash>, deadline: Instant) -> Result<(), String> {
-        let cache = self.stage.cache.clone();
-        cache.keep(self.job, file);
-        if cache.holds(file, hash) {
+    /// Sees to it that the cache has the whole file.
+    fn cache(&self, file: FileId, hash: Option<Hash>, deadline: Instant) -> Result<(), String> {
+        self.stage.cache.keep(self.job, file);
+        if self.stage.cache.holds(file, hash) {
             return Ok(());
         }
-        let mut is_new = true;
-        let address = FileAddress { file, piece: None };
-        self.ask_storage(address, deadline, |connections, address, timeout| {
-            let holder = connections.to(address).map_err(|error| error.to_string())?;
-            let fetched = holder.fetch_store(file, hash, timeout, &cache.store).map_err(|error| error.to_string())?;
-            is_new = !fetched.already_there;
-            Ok(())
-        })?;
-        // Another stager may have been faster: a program may have the link already, and have written to it.
-        if is_new { cache.seal(file).map_err(|error| error.to_string()) } else { Ok(()) }
+        self.fetch_from_storage(file, hash, None, Need::Whole, deadline).map(drop)
     }
 
-    /// Tries the storage nodes in turn, again and again until one gives the file, all say that there is none, or time is up.
-    fn ask_storage(
-        &mut self,
-        address: FileAddress,
+    /// Waits until the cache has what is needed of the file; returns the length of the whole.
+    fn fetch_from_storage(
+        &self,
+        file: FileId,
+        hash: Option<Hash>,
+        length: Option<u64>,
+        need: Need,
         deadline: Instant,
-        mut fetch: impl FnMut(&mut Connections, &HolderAddress, Duration) -> Result<(), String>,
-    ) -> Result<(), String> {
-        loop {
-            let nodes = self.connections.endpoints();
-            if nodes.is_empty() && !self.stage.may_learn_storage {
-                return Err("this worker knows no storage node".into());
-            }
-            let mut why = "no storage node is known yet".to_owned();
-            let mut unknown = 0;
-            for node in &nodes {
-                let asked = self.connections.to(node).map_err(|error| error.to_string())?;
-                match asked.file_length(address.file, ANSWER_TIMEOUT) {
-                    Ok(_) => {}
-                    Err(FetchError::FileUnknown(_)) => {
-                        unknown += 1;
-                        continue;
-                    }
-                    Err(error) => {
-                        why = format!("{}: {error}", node.endpoint);
-                        continue;
-                    }
-                }
-                let left = deadline.since(self.clock.now());
-                match fetch(&mut self.connections, node, left) {
-                    Ok(()) => return Ok(()),
-                    Err(error) => why = format!("{}: {error}", node.endpoint),
-                }
-            }
-            if !nodes.is_empty() && unknown == nodes.len() {
-                return Err("no storage node has it".into());
-            }
-            if self.clock.now() >= deadline {
-                return Err(why);
-            }
-            tracing::warn!(%address, why, "an input is not to be had yet");
-            thread::sleep(ROUND_PAUSE);
+    ) -> Result<u64, String> {
+        if !self.stage.may_learn_storage && self.stage.storage.addresses().is_empty() {
+            return Err("this worker knows no storage node".into());
         }
+        let timeout = deadline.since(self.clock.now());
+        match self.stage.supplier.fetch(Wanted { file, hash, length }, need, timeout) {
+            Ok(length) => Ok(length),
+            Err(FetchError::FileUnknown(_)) => Err("no storage node has it".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Writes a piece of a file out; the file itself need not be here.
+    fn write_piece(&self, wanted: &Listed, (offset, length): (u64, u64), deadline: Instant) -> Result<(), String> {
+        let (file, hash) = (wanted.address.file, wanted.hash);
+        self.stage.cache.keep(self.job, file);
+        let need = Need::Range { offset, length };
+        let file_length = self.fetch_from_storage(file, hash, wanted.file_length, need, deadline)?;
+        let end = offset.checked_add(length).filter(|end| *end <= file_length);
+        let end = end.ok_or_else(|| format!("it has {file_length} bytes, and {offset}+{length} are asked for"))?;
+        let cached = self.stage.cache.store.cached(file, hash, file_length).map_err(|error| error.to_string())?;
+        let write = || {
+            let mut to = File::create(&wanted.path)?;
+            let mut buffer = vec![0; BLOCK_SIZE];
+            let mut at = offset;
+            while at < end {
+                let size = (end - at).min(buffer.len() as u64) as usize;
+                cached.read_at(&mut buffer[..size], at)?;
+                to.write_all(&buffer[..size])?;
+                at += size as u64;
+            }
+            seal_file(&wanted.path, wanted.is_executable)
+        };
+        let _gate = wanted.is_executable.then(|| self.stage.gate.lock().unwrap_or_else(PoisonError::into_inner));
+        write().map_err(|error: io::Error| error.to_string())
     }
 
     /// Puts a cached file under the name that the job gives it; false = it was written to meanwhile.
-    fn place(&self, wanted: &Wanted) -> io::Result<bool> {
+    fn place(&self, wanted: &Listed) -> io::Result<bool> {
         let copy = |cached: &Path| {
             fs::copy(cached, &wanted.path)?;
             seal_file(&wanted.path, wanted.is_executable)

@@ -25,7 +25,7 @@ impl StorageList {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
-    fn addresses(&self) -> Vec<HolderAddress> {
+    pub(super) fn addresses(&self) -> Vec<HolderAddress> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

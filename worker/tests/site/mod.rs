@@ -8,14 +8,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use content::{Expected, Store, hash_bytes};
+use content::{Ask, Expected, Store, hash_bytes};
 use node::{Bind, Certificate, Clock, Endpoint, EndpointConfig, Frame, PeerClass};
 use wire::job::{JobBody, JobSpec};
 use wire::record::{Bundle, NodeRecord, Receipt, StoredFile, decode_output_index};
 use wire::run::{Run, decode_results};
 use wire::{
-    BootNonce, FileId, FileResponse, FixedPart, InventoryRequest, JobId, Message, NodeId, NodeState, NodeWelcome,
-    PeerId, PutAck, PutDone, PutGrant, ResultConfirmed, Role, U32, U64, WorkerRequest, Writer,
+    BootNonce, FileId, FixedPart, InventoryRequest, JobId, Message, NodeId, NodeState, NodeWelcome, PeerId, PutAck,
+    PutDone, PutGrant, ResultConfirmed, Role, U32, U64, WorkerRequest, Writer,
 };
 
 /// Longer than anything here takes on a slow machine.
@@ -88,6 +88,10 @@ pub struct Site {
     pub files: BTreeMap<FileId, StoredFile>,
     /// Results that came for a chunk which had one.
     pub repeated: usize,
+    /// Storage gives no file.
+    pub is_storage_silent: bool,
+    /// Bytes of files that storage was asked for.
+    pub bytes_asked: u64,
 }
 
 /// A running worker; dropped = killed.
@@ -122,6 +126,8 @@ impl Site {
             results: BTreeMap::new(),
             files: BTreeMap::new(),
             repeated: 0,
+            is_storage_silent: false,
+            bytes_asked: 0,
         }
     }
 
@@ -309,23 +315,12 @@ impl Site {
                 body.plain(&Receipt { node, mac: [7; 32] });
                 vec![fixed.frame(node, &body.bytes)]
             }
+            Message::FileRequest(..) if self.is_storage_silent => return,
             Message::FileRequest(request, _) => {
-                let file = request.file_uuid.file();
-                let Ok(file_length) = self.store.length(file) else {
-                    let code = wire::ErrorCode::FileUnknown;
-                    let kind = Some(wire::Kind::FileRequest);
-                    let frame = wire::error_frame(node, code, kind, request.request.get(), JobId::NIL, "no");
-                    return self.storage.send(came.from, frame);
-                };
-                let fixed = FileResponse {
-                    file_uuid: request.file_uuid,
-                    file_length: U64::new(file_length),
-                    offset: request.offset,
-                    request: request.request,
-                    ..FileResponse::DEFAULT
-                };
-                let (offset, length) = (request.offset.get(), request.length.get() as usize);
-                vec![fixed.frame(node, &[]), self.store.read(file, offset, length).expect("it is there")]
+                self.bytes_asked += request.length.get();
+                let answer = Ask::of(&request).answer(&self.store, node);
+                self.storage.endpoint.send(came.from, answer).expect("the worker is there");
+                return;
             }
             other => panic!("the storage node did not expect {other:?}"),
         };
