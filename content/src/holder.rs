@@ -5,9 +5,7 @@
 //! a core.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::Path;
+use std::io;
 
 use node::{Certificate, Clock, Endpoint, EndpointConfig, EndpointError, Frame, Frames, PeerClass};
 use wire::record::StoredFile;
@@ -17,8 +15,8 @@ use wire::{
 };
 
 use crate::{
-    Committed, Expected, Fetch, FetchAnswer, FetchError, FetchSettings, Hasher, Put, PutAction, PutContent, PutError,
-    PutSettings, Source, Store, upload_number,
+    Fetch, FetchAnswer, FetchError, FetchSettings, Hasher, Put, PutAction, PutContent, PutError, PutSettings, Source,
+    upload_number,
 };
 
 /// Messages taken from the socket in one go: a window of blocks.
@@ -89,7 +87,34 @@ impl Holder {
         timeout: Duration,
         to: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<Fetched, FetchError> {
-        self.fetch_rest(address, hash, 0, Hasher::default(), timeout, to)
+        let deadline = self.clock.now() + timeout;
+        let mut fetch = Fetch::new(self.endpoint.node(), address, 0, None, self.number(), self.fetch_settings);
+        let start = address.piece.map_or(0, |(offset, _)| offset);
+        let mut arrived = Arrived { next: start, early: BTreeMap::new(), hasher: Hasher::default() };
+        while !fetch.is_complete() {
+            let now = self.clock.now();
+            if deadline <= now {
+                return Err(FetchError::Deadline { address, held: arrived.next - start });
+            }
+            for frame in fetch.requests(now) {
+                // What is not taken is lost, and silence brings it again.
+                let _ = self.endpoint.send(self.peer, frame);
+            }
+            for frames in self.receive(fetch.next_deadline().map_or(deadline, |at| at.min(deadline))) {
+                let Ok(message) = Message::decode(&frames[0]) else { continue };
+                let payload_length = frames[1..].iter().map(|frame| frame.len() as u64).sum();
+                if let FetchAnswer::Bytes { offset } = fetch.receive(&message, payload_length, self.clock.now())? {
+                    arrived.take(offset, frames, to).map_err(|error| local_error(&address, &error))?;
+                }
+            }
+        }
+        let length = arrived.next - start;
+        if address.piece.is_some() {
+            return Ok(Fetched { hash: None, length });
+        }
+        let found = arrived.hasher.finish();
+        let is_right = hash.map_or(address.file.names(found), |expected| expected == found);
+        if is_right { Ok(Fetched { hash: Some(found), length }) } else { Err(FetchError::Mismatch { address }) }
     }
 
     /// Fetches into memory; for small files and pieces.
@@ -105,67 +130,6 @@ impl Holder {
             Ok(())
         })?;
         Ok(bytes)
-    }
-
-    /// Fetches into a new file at `path`, which appears when it is complete and verified. What an earlier try brought of a
-    /// whole file lies beside it as `<path>.zg-part` and is not fetched again.
-    pub fn fetch_path(
-        &mut self,
-        address: FileAddress,
-        hash: Option<Hash>,
-        timeout: Duration,
-        path: &Path,
-    ) -> Result<Fetched, FetchError> {
-        let failed = |error: io::Error| local_error(&path.display(), &error);
-        let mut part = path.as_os_str().to_owned();
-        part.push(".zg-part");
-        let resumes = address.piece.is_none();
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(!resumes).open(&part).map_err(failed)?;
-        let (mut hasher, mut held) = (Hasher::default(), 0);
-        if resumes {
-            // Reading it leaves the file at its end, where the rest goes.
-            held = io::copy(&mut file, &mut hasher).map_err(failed)?;
-        }
-        let fetched = self.fetch_rest(address, hash, held, hasher, timeout, &mut |bytes| file.write_all(bytes));
-        match fetched {
-            Ok(fetched) => fs::rename(&part, path).map(|()| fetched).map_err(failed),
-            Err(FetchError::Deadline { .. }) if resumes => fetched,
-            Err(error) => {
-                let _ = fs::remove_file(&part);
-                Err(error)
-            }
-        }
-    }
-
-    /// Fetches a whole file into a store, where it is verified as in `fetch` and made durable.
-    pub fn fetch_store(
-        &mut self,
-        file: FileId,
-        hash: Option<Hash>,
-        timeout: Duration,
-        store: &Store,
-    ) -> Result<Committed, FetchError> {
-        let address = FileAddress { file, piece: None };
-        let deadline = self.clock.now() + timeout;
-        let length = self.file_length(file, timeout)?;
-        let upload = self.number();
-        let stored = || -> Result<Committed, FetchError> {
-            let local = |error: &crate::StoreError| local_error(&address, error);
-            store.begin(upload, Some(length)).map_err(|error| local(&error))?;
-            let mut offset = 0;
-            let rest = deadline.since(self.clock.now());
-            let fetched = self.fetch(address, hash, rest, &mut |bytes| {
-                offset = store.write(upload, offset, bytes).map_err(io::Error::other)?;
-                Ok(())
-            })?;
-            let expected = hash.map_or(Expected::Id(file), Expected::Hash);
-            store.commit(upload, expected, fetched.length).map_err(|error| local(&error))
-        }();
-        if stored.is_err() {
-            store.abort(upload);
-        }
-        stored
     }
 
     /// The length of a file there.
@@ -249,45 +213,6 @@ impl Holder {
                 }
             }
         }
-    }
-
-    fn fetch_rest(
-        &mut self,
-        address: FileAddress,
-        hash: Option<Hash>,
-        held: u64,
-        hasher: Hasher,
-        timeout: Duration,
-        to: &mut dyn FnMut(&[u8]) -> io::Result<()>,
-    ) -> Result<Fetched, FetchError> {
-        let deadline = self.clock.now() + timeout;
-        let mut fetch = Fetch::new(self.endpoint.node(), address, held, None, self.number(), self.fetch_settings);
-        let start = address.piece.map_or(0, |(offset, _)| offset) + held;
-        let mut arrived = Arrived { next: start, early: BTreeMap::new(), hasher };
-        while !fetch.is_complete() {
-            let now = self.clock.now();
-            if deadline <= now {
-                return Err(FetchError::Deadline { address, held: held + arrived.next - start });
-            }
-            for frame in fetch.requests(now) {
-                // What is not taken is lost, and silence brings it again.
-                let _ = self.endpoint.send(self.peer, frame);
-            }
-            for frames in self.receive(fetch.next_deadline().map_or(deadline, |at| at.min(deadline))) {
-                let Ok(message) = Message::decode(&frames[0]) else { continue };
-                let payload_length = frames[1..].iter().map(|frame| frame.len() as u64).sum();
-                if let FetchAnswer::Bytes { offset } = fetch.receive(&message, payload_length, self.clock.now())? {
-                    arrived.take(offset, frames, to).map_err(|error| local_error(&address, &error))?;
-                }
-            }
-        }
-        let length = held + arrived.next - start;
-        if address.piece.is_some() {
-            return Ok(Fetched { hash: None, length });
-        }
-        let found = arrived.hasher.finish();
-        let is_right = hash.map_or(address.file.names(found), |expected| expected == found);
-        if is_right { Ok(Fetched { hash: Some(found), length }) } else { Err(FetchError::Mismatch { address }) }
     }
 
     /// Asks until `find` finds the answer, an error comes, or time is up.

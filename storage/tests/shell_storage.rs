@@ -135,33 +135,6 @@ fn a_download_goes_on_after_a_restart_and_never_shows_half_a_file() {
     });
     fetched.expect("it comes back");
     assert!(came == content && restarted.is_some());
-
-    // An earlier try left its part beside the path.
-    let path = site.path("fetched");
-    std::fs::write(site.path("fetched.zg-part"), &content[..5 * MIB]).expect("written");
-    let fetched = holder.fetch_path(whole(stored.file), Some(stored.hash), TIMEOUT, &path).expect("it comes back");
-    assert_eq!(fetched.length, content.len() as u64);
-    assert!(std::fs::read(&path).expect("there") == content);
-    assert!(!site.path("fetched.zg-part").exists());
-    let wrong = holder.fetch_path(whole(stored.file), Some(hash_bytes(b"else")), TIMEOUT, &site.path("wrong"));
-    assert!(matches!(wrong, Err(FetchError::Mismatch { .. })));
-    assert!(!site.path("wrong").exists() && !site.path("wrong.zg-part").exists());
-}
-
-#[test]
-fn a_fetch_into_a_store_is_durable_and_found_again() {
-    let site = Site::new();
-    let running = site.start(ANY_PORT);
-    let mut holder = site.connect_bulk(&running);
-    let stored = holder.put(&mut Source::of_bytes(bytes(5 * MIB)), 0, TIMEOUT).expect("it is stored");
-    let store = content::Store::open(&site.path("cache"), NodeId([1; 16])).expect("it opens");
-    let fetched = holder.fetch_store(stored.file, None, TIMEOUT, &store).expect("it comes");
-    assert_eq!((fetched.hash, fetched.length, fetched.already_there), (stored.hash, stored.length, false));
-    assert!(store.read(stored.file, 0, 6 * MIB).expect("here") == bytes(5 * MIB));
-    assert!(holder.fetch_store(stored.file, Some(stored.hash), TIMEOUT, &store).expect("it comes").already_there);
-    let wrong = holder.fetch_store(stored.file, Some(hash_bytes(b"else")), TIMEOUT, &store);
-    assert!(wrong.is_err());
-    assert_eq!(std::fs::read_dir(site.path("cache/staging")).expect("there").count(), 0);
 }
 
 #[test]

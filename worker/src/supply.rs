@@ -43,6 +43,7 @@ enum Question {
     Want { wanted: Wanted, how: Fetching },
     Forget { file: FileId },
     Holders(Vec<HolderAddress>),
+    Beat,
 }
 
 /// The way to the thread, for any other. The thread ends with the last of them.
@@ -55,6 +56,7 @@ struct Line {
     bell: Bell,
     parking: Arc<Parking>,
     next_ticket: AtomicU64,
+    beats_unanswered: Arc<AtomicU64>,
     bytes_fetched: Arc<AtomicU64>,
 }
 
@@ -81,7 +83,7 @@ impl Supplier {
         let (questions, asked) = channel::to_owner(QUESTIONS_MAX, &bell);
         let (done, finished) = channel::to_owner(JOBS_MAX, &bell);
         let (jobs, waiting) = channel::to_helper(JOBS_MAX);
-        let bytes_fetched = Arc::new(AtomicU64::new(0));
+        let (bytes_fetched, beats_unanswered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         for _ in 0..FILLERS {
             let filler = Filler {
                 shelf: shelf.clone(),
@@ -106,11 +108,14 @@ impl Supplier {
             outlines: BTreeMap::new(),
             waiting: BTreeMap::new(),
             parking: parking.clone(),
+            beats_unanswered: beats_unanswered.clone(),
             events: VecDeque::new(),
         };
         spawn("supply", move || driver.run())?;
         let next_ticket = AtomicU64::new(0);
-        Ok(Self(Arc::new(Line { questions: Some(questions), bell, parking, next_ticket, bytes_fetched })))
+        let questions = Some(questions);
+        let line = Line { questions, bell, parking, next_ticket, beats_unanswered, bytes_fetched };
+        Ok(Self(Arc::new(line)))
     }
 
     /// A ticket that nobody has. What is to be done is parked under it before it is used.
@@ -158,6 +163,13 @@ impl Supplier {
     /// Says who has files, the best first.
     pub fn holders(&self, addresses: Vec<HolderAddress>) {
         self.send(Question::Holders(addresses));
+    }
+
+    /// Has the thread say that it is there; returns how many times in a row it has not said so yet.
+    pub fn beat(&self) -> u64 {
+        let unanswered = self.0.beats_unanswered.fetch_add(1, Ordering::Relaxed);
+        self.send(Question::Beat);
+        unanswered
     }
 
     /// Bytes that have come and were right since the start.
@@ -289,6 +301,7 @@ struct Driver {
     outlines: BTreeMap<FileId, Vec<u8>>,
     waiting: BTreeMap<Ticket, Waiting>,
     parking: Arc<Parking>,
+    beats_unanswered: Arc<AtomicU64>,
     /// What follows from actions, to be told in the same turn.
     events: VecDeque<Follow>,
 }
@@ -336,6 +349,7 @@ impl Driver {
             Question::Want { wanted, how } => self.step(SupplyEvent::Wanted { wanted, how }, Cargo::default()),
             Question::Forget { file } => self.step(SupplyEvent::Forgotten { file }, Cargo::default()),
             Question::Holders(addresses) => self.on_holders(addresses),
+            Question::Beat => self.beats_unanswered.store(0, Ordering::Relaxed),
         }
     }
 

@@ -260,3 +260,26 @@ fn what_is_wanted_comes_without_anybody_waiting() {
     assert_eq!(site.supplier.fetch(wanted, Need::Whole, TIMEOUT), Ok(20 * MIB as u64));
     assert_eq!(site.storages[0].blocks_asked(), 20);
 }
+
+#[test]
+fn a_thread_that_is_stuck_leaves_beats_unanswered() {
+    let site = a_site(1);
+    let (_, wanted) = site.file(9);
+    assert_eq!(site.supplier.beat(), 0);
+    let (free, waits) = mpsc::channel::<()>();
+    let (stuck, is_stuck) = mpsc::channel();
+    let ticket = site.supplier.ticket();
+    site.parking.park(ticket, move |_| {
+        stuck.send(()).expect("somebody waits");
+        // An error says that the test has failed already.
+        let _ = waits.recv();
+    });
+    assert!(site.supplier.ask(ticket, wanted, Need::Length, TIMEOUT));
+    is_stuck.recv_timeout(TIMEOUT).expect("it is answered");
+    site.supplier.beat();
+    let missed = site.supplier.beat();
+    assert_eq!(site.supplier.beat(), missed + 1);
+    free.send(()).expect("it waits");
+    site.supplier.fetch(wanted, Need::Length, TIMEOUT).expect("it goes on");
+    assert_eq!(site.supplier.beat(), 0);
+}

@@ -39,6 +39,8 @@ const READ_AHEAD_KIB: u32 = 1024;
 const FORGOTTEN_MAX: usize = 4096;
 /// How often the watchdog hears that we are there.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the thread that fetches may not have answered before we are as good as stopped.
+const BEATS_MISSED_MAX: u64 = 3;
 const TRIES_MAX: u32 = 8;
 
 #[derive(Clone, Debug)]
@@ -251,7 +253,9 @@ impl Keeper {
                     self.end();
                 }
                 Some((_, watchdog)) => {
-                    if !watchdog.beat() {
+                    // Whoever waits for a thread that is stuck is as lost as with a process that is stopped.
+                    let is_stuck = self.shared.supplier().beat() >= BEATS_MISSED_MAX;
+                    if !is_stuck && !watchdog.beat() {
                         tracing::error!("the watchdog of the mount has ended, and is started anew");
                         self.watch_again();
                     }

@@ -111,6 +111,10 @@ impl Shared {
         }
     }
 
+    pub(super) fn supplier(&self) -> &Supplier {
+        &self.supplier
+    }
+
     pub(super) fn view(&self) -> RwLockReadGuard<'_, View> {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
