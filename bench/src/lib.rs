@@ -6,7 +6,11 @@
 // Benchmarks are the one place that times itself by the machine's clock.
 #![allow(clippy::disallowed_methods)]
 
+mod cluster;
+
 use std::time::{Duration, Instant};
+
+pub use cluster::Cluster;
 
 /// Rounds of each side; odd, so that the median is one of them.
 const ROUNDS: usize = 7;
@@ -23,17 +27,8 @@ pub struct Pair {
 impl Pair {
     /// Runs both in turns and keeps the medians. Each call does the same amount of work.
     pub fn measure(mut baseline: impl FnMut(), mut candidate: impl FnMut()) -> Self {
-        baseline();
-        candidate();
-        let (mut base, mut cand) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            base.push(time(&mut baseline));
-            cand.push(time(&mut candidate));
-        }
-        base.sort();
-        cand.sort();
-        let spread = cand[ROUNDS - 1].as_secs_f64() / cand[0].as_secs_f64();
-        Self { baseline: base[ROUNDS / 2], candidate: cand[ROUNDS / 2], spread }
+        let sides = in_turns(2, |side| if side == 0 { baseline() } else { candidate() });
+        Self { baseline: sides[0].median, candidate: sides[1].median, spread: sides[1].spread }
     }
 
     /// Speed of the candidate over the baseline's: above 1 is faster.
@@ -42,7 +37,39 @@ impl Pair {
     }
 }
 
-fn time(work: &mut impl FnMut()) -> Duration {
+/// What the rounds of one side say together.
+#[derive(Clone, Copy, Debug)]
+pub struct Rounds {
+    pub median: Duration,
+    /// Slowest over fastest.
+    pub spread: f64,
+}
+
+impl Rounds {
+    /// At least one round.
+    pub fn of(mut rounds: Vec<Duration>) -> Self {
+        rounds.sort();
+        let (fastest, slowest) = (rounds[0], rounds[rounds.len() - 1]);
+        Self { median: rounds[rounds.len() / 2], spread: slowest.as_secs_f64() / fastest.as_secs_f64() }
+    }
+}
+
+/// Runs `work` for each of so many sides in turns; the first turn of each warms up and does not count.
+pub fn in_turns(sides: usize, mut work: impl FnMut(usize)) -> Vec<Rounds> {
+    let mut rounds = vec![Vec::new(); sides];
+    for turn in 0..=ROUNDS {
+        for (side, rounds) in rounds.iter_mut().enumerate() {
+            let taken = time(|| work(side));
+            if turn > 0 {
+                rounds.push(taken);
+            }
+        }
+    }
+    rounds.into_iter().map(Rounds::of).collect()
+}
+
+/// How long `work` takes.
+pub fn time(work: impl FnOnce()) -> Duration {
     let start = Instant::now();
     work();
     start.elapsed()
