@@ -1,6 +1,6 @@
 //! Reading the cluster's state: jobs, chunks, files, nodes, status; page by page until all is here.
 
-use wire::record::{ChunkRecord, FileRecord, JobRecord, NodeRecord, StatusRecord};
+use wire::record::{ChunkRecord, FileRecord, JobRecord, NodeInputs, NodeRecord, StatusRecord};
 use wire::{
     DecodeError, ErrorCode, FileId, FixedPart, JobId, Message, NodeId, QUERY_ALL, Query, Reader, Subject, U16, U32,
     U64, UuidHalves,
@@ -126,6 +126,11 @@ impl Connection {
     /// All nodes.
     pub fn nodes(&mut self) -> Result<Vec<NodeRecord>, ClientError> {
         self.query_all(Question::about(Subject::Nodes), NodeRecord::decode)
+    }
+
+    /// How workers' programs have read their inputs.
+    pub fn inputs(&mut self) -> Result<Vec<NodeInputs>, ClientError> {
+        self.query_all(Question::about(Subject::Inputs), NodeInputs::decode)
     }
 
     /// The state of the whole.

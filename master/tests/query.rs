@@ -3,7 +3,9 @@
 use crate::support::frames::*;
 use crate::support::*;
 use wire::job::JobSpec;
-use wire::record::{ChunkCounts, ChunkRecord, FileRecord, JobRecord, NodeRecord, StatusRecord};
+use wire::record::{
+    ChunkCounts, ChunkRecord, FileRecord, InputCounts, JobRecord, NodeInputs, NodeRecord, StatusRecord,
+};
 use wire::{
     Cause, ChunkState, DecodeError, Duration, ErrorCode, FixedPart, JobId, JobState, Message, NodeState, QUERY_ALL,
     Query, Reader, Role, Subject, U32, U64,
@@ -70,6 +72,20 @@ fn the_chunks_of_a_job_are_counted_with_what_the_primary_runs() {
     let status = ask(&mut master, query(1, Subject::Status), "", StatusRecord::decode).unwrap().0.remove(0);
     assert_eq!((status.chunks_running, status.chunks_waiting, status.jobs_live), (3, 5, 1));
     assert_eq!((status.leader, status.primary, status.epoch), (MASTER, BALANCER, 1));
+}
+
+#[test]
+fn what_workers_count_of_inputs_is_told_as_their_last_heartbeats_had_it() {
+    let mut master = a_master().build();
+    let inputs =
+        |master: &mut MasterUnderTest| ask(master, query(1, Subject::Inputs), "", NodeInputs::decode).unwrap().0;
+    master.registers(W1_PEER, &a_node(W1, Role::Worker, 1));
+    assert_eq!(inputs(&mut master), []);
+    for bytes_fetched in [7, 9] {
+        let counts = InputCounts { opens_cached: 2, bytes_fetched, ..InputCounts::default() };
+        master.receives(W1_PEER, heartbeat_counting(W1, boot(1), counts));
+        assert_eq!(inputs(&mut master), [NodeInputs { node: W1, counts }]);
+    }
 }
 
 #[test]

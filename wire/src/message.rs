@@ -204,6 +204,18 @@ messages! {
         num_files: U32;
         /// Ranges that run now, in the body of a heartbeat (job zero).
         num_items: U32;
+        /// Of inputs since this boot, here and below: opened to be read past the worker.
+        opens_passthrough: U64;
+        /// Opened to be read through the worker.
+        opens_cached: U64;
+        /// Opens that waited for the file first.
+        opens_waited: U64;
+        /// Opens and reads that failed.
+        reads_failed: U64;
+        /// Bytes that the worker handed over.
+        bytes_served: U64;
+        /// Bytes that came from storage.
+        bytes_fetched: U64;
     } body "Results: `num_files` stored files with receipts, then `num_runs` runs (see below). Heartbeat: `num_items` chunk items, then for each of their chunks for how many us it has run, as a varint (from the last on they may be left out)."
 
     /// Asks for a file, or a range of one. The bare 41-byte form is answered with the whole content in one multipart message.
@@ -578,11 +590,12 @@ pub enum Subject {
     File = 5,
     Nodes = 6,
     Status = 7,
+    Inputs = 8,
 }
 
 impl Subject {
     pub fn from_number(number: u16) -> Option<Self> {
-        [Self::Jobs, Self::Job, Self::Chunks, Self::Files, Self::File, Self::Nodes, Self::Status]
+        [Self::Jobs, Self::Job, Self::Chunks, Self::Files, Self::File, Self::Nodes, Self::Status, Self::Inputs]
             .into_iter()
             .find(|subject| *subject as u16 == number)
     }

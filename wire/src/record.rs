@@ -72,6 +72,90 @@ pub fn records_bytes<T: Pod>(records: &[T]) -> &[u8] {
     bytemuck::cast_slice(records)
 }
 
+/// How a worker's programs have read their inputs since it started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct InputCounts {
+    /// Opened to be read past the worker, straight from its cache.
+    pub opens_passthrough: u64,
+    /// Opened to be read through the worker.
+    pub opens_cached: u64,
+    /// Opens that waited for the file first; they count as one of the others too.
+    pub opens_waited: u64,
+    /// Opens and reads that failed.
+    pub reads_failed: u64,
+    /// Handed over by the worker; what is read past it is not known.
+    pub bytes_served: u64,
+    /// From storage.
+    pub bytes_fetched: u64,
+}
+
+impl InputCounts {
+    fn numbers(&self) -> [u64; 6] {
+        [
+            self.opens_passthrough,
+            self.opens_cached,
+            self.opens_waited,
+            self.reads_failed,
+            self.bytes_served,
+            self.bytes_fetched,
+        ]
+    }
+
+    fn of(
+        [opens_passthrough, opens_cached, opens_waited, reads_failed, bytes_served, bytes_fetched]: [u64; 6],
+    ) -> Self {
+        Self { opens_passthrough, opens_cached, opens_waited, reads_failed, bytes_served, bytes_fetched }
+    }
+
+    /// As a worker's heartbeat tells them.
+    pub fn told(status: &crate::WorkerStatus) -> Self {
+        let opens = [status.opens_passthrough, status.opens_cached, status.opens_waited];
+        let [passthrough, cached, waited] = opens.map(|count| count.get());
+        let [failed, served, fetched] =
+            [status.reads_failed, status.bytes_served, status.bytes_fetched].map(|count| count.get());
+        Self::of([passthrough, cached, waited, failed, served, fetched])
+    }
+
+    /// A status with them.
+    pub fn tell(&self, status: crate::WorkerStatus) -> crate::WorkerStatus {
+        let [passthrough, cached, waited, failed, served, fetched] = self.numbers().map(crate::U64::new);
+        crate::WorkerStatus {
+            opens_passthrough: passthrough,
+            opens_cached: cached,
+            opens_waited: waited,
+            reads_failed: failed,
+            bytes_served: served,
+            bytes_fetched: fetched,
+            ..status
+        }
+    }
+}
+
+/// What a query of `inputs` answers, for each worker that has told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NodeInputs {
+    pub node: NodeId,
+    pub counts: InputCounts,
+}
+
+impl NodeInputs {
+    pub fn encode(&self, to: &mut Writer) {
+        to.plain(&self.node);
+        for number in self.counts.numbers() {
+            to.varint(number);
+        }
+    }
+
+    pub fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let node = *from.plain()?;
+        let mut numbers = [0; 6];
+        for number in &mut numbers {
+            *number = from.varint()?;
+        }
+        Ok(Self { node, counts: InputCounts::of(numbers) })
+    }
+}
+
 /// A storage node's word that a file is durable there: a MAC under the cluster's receipt key. 48 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use wire::job::{Input, JobBody, JobSpec};
-use wire::record::{ChunkItem, ChunkRecord, FileRecord, JobRecord, NodeRecord, StatusRecord, StoredFile};
+use wire::record::{ChunkItem, ChunkRecord, FileRecord, JobRecord, NodeInputs, NodeRecord, StatusRecord, StoredFile};
 use wire::{ArraySpec, ChunkSet, FileId, Hash, KINDS, Message, Reader, event::LogEvent, log, record, run, running};
 
 /// Feeds `bytes` to every decoder of the crate.
@@ -32,6 +32,7 @@ fn decode_all(bytes: &[u8]) {
     let _ = ChunkRecord::decode(&mut Reader::new(bytes));
     let _ = FileRecord::decode(&mut Reader::new(bytes));
     let _ = StatusRecord::decode(&mut Reader::new(bytes));
+    let _ = NodeInputs::decode(&mut Reader::new(bytes));
 }
 
 fn a_body() -> Vec<u8> {

@@ -1,8 +1,9 @@
 //! The bytes of the seed's structs, exactly; and how fixed parts of other ages are read.
 
+use wire::record::{InputCounts, NodeInputs};
 use wire::{
-    DecodeError, ErrorCode, FileRequest, FileResponse, FixedPart, JobId, Kind, Message, NodeId, U32, U64,
-    WorkerRequest, WorkerStatus, error_frame, hex, parse_hex,
+    DecodeError, ErrorCode, FileRequest, FileResponse, FixedPart, JobId, Kind, Message, NodeId, Reader, U32, U64,
+    WorkerRequest, WorkerStatus, Writer, error_frame, hex, parse_hex,
 };
 
 fn node() -> NodeId {
@@ -23,6 +24,28 @@ fn worker_status_is_the_worked_example_of_the_specification() {
     let full = status.frame(node(), b"");
     assert_eq!(hex(&full[..17]), format!("02{NODE}"));
     assert_eq!(hex(&full[25..42]), format!("{JOB}03"));
+}
+
+#[test]
+fn what_a_worker_counts_of_inputs_ends_its_status() {
+    let counts = InputCounts {
+        opens_passthrough: 1,
+        opens_cached: 2,
+        opens_waited: 3,
+        reads_failed: 4,
+        bytes_served: 5,
+        bytes_fetched: 6,
+    };
+    let frame = counts.tell(WorkerStatus::DEFAULT).frame(node(), b"");
+    let numbers: String = (1..=6).map(|number| format!("0{number}00000000000000")).collect();
+    assert_eq!((hex(&frame[110..]), frame.len()), (numbers, 158));
+    let Ok(Message::WorkerStatus(status, _)) = Message::decode(&frame) else { panic!("not a worker_status") };
+    assert_eq!(InputCounts::told(&status), counts);
+    let mut record = Writer::new();
+    NodeInputs { node: node(), counts }.encode(&mut record);
+    assert_eq!(hex(&record.bytes), format!("{}010203040506", hex(&node().0)));
+    let told = NodeInputs::decode(&mut Reader::new(&record.bytes));
+    assert_eq!(told, Ok(NodeInputs { node: node(), counts }));
 }
 
 #[test]

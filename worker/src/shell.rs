@@ -15,6 +15,7 @@ use node::{
     Bind, Certificate, CertificateError, Clock, Endpoint, EndpointConfig, EndpointError, IdentityError, NodeIdentity,
     PeerClass, SettingsError, signal,
 };
+use wire::record::InputCounts;
 use wire::{Duration, Instant, JobId, PeerId, Role};
 
 use crate::config::Config;
@@ -174,6 +175,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         directory,
         mount,
         supplier,
+        told_counts: InputCounts::default(),
         cache: cache.clone(),
         disk: DiskWatch::new(config.dir.clone(), config.free_bytes_min),
         benches,
@@ -337,6 +339,8 @@ struct Shell {
     directory: Directory,
     mount: Option<Arc<Mount>>,
     supplier: Supplier,
+    /// The counts that the core knows.
+    told_counts: InputCounts,
     cache: Arc<Cache>,
     disk: DiskWatch,
     benches: Benches,
@@ -396,7 +400,19 @@ impl Shell {
         }
         self.stager.flush();
         self.uploader.flush();
+        let counts = self.input_counts();
+        if counts != self.told_counts {
+            self.told_counts = counts;
+            self.step(Event::InputsCounted { counts })?;
+        }
         self.step(Event::Tick)
+    }
+
+    fn input_counts(&self) -> InputCounts {
+        match &self.mount {
+            Some(mount) => mount.counts(),
+            None => InputCounts { bytes_fetched: self.supplier.bytes_fetched(), ..InputCounts::default() },
+        }
     }
 
     /// Tells the core of connections that have come to stand.

@@ -2,7 +2,7 @@
 
 use client::quantity::size_text;
 use serde_json::{Value, json};
-use wire::record::{ChunkRecord, FileRecord, JobRecord, NodeRecord, OutputEntry};
+use wire::record::{ChunkRecord, FileRecord, InputCounts, JobRecord, NodeRecord, OutputEntry};
 use wire::tree::{CLASS_TREE, EntryKind, Tree};
 use wire::{ArraySpec, Cause, ChunkState, FileAddress, FileId, Hash, JobState, NodeId, WallTime};
 
@@ -148,6 +148,18 @@ pub fn node(node: &NodeRecord) -> Value {
         "is_primary": node.is_primary,
         "cpus": f64::from(node.cpus_milli) / 1000.0,
         "memory_bytes": node.memory,
+    })
+}
+
+/// How a worker's programs have read their inputs.
+pub fn inputs(counts: &InputCounts) -> Value {
+    json!({
+        "opens_passthrough": counts.opens_passthrough,
+        "opens_cached": counts.opens_cached,
+        "opens_waited": counts.opens_waited,
+        "reads_failed": counts.reads_failed,
+        "bytes_served": counts.bytes_served,
+        "bytes_fetched": counts.bytes_fetched,
     })
 }
 

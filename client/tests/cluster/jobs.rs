@@ -75,6 +75,33 @@ fn names_with_spaces_newlines_and_other_scripts_reach_the_program_unchanged() {
 }
 
 #[test]
+fn a_node_tells_how_its_programs_have_read_their_inputs() {
+    let dev = Dev::start(1);
+    let write = |name: &str, size: usize| std::fs::write(dev.folder().join(name), vec![7; size]).expect("written");
+    write("small", 1000);
+    write("middle", 3 << 20);
+    write("large", 40 << 20);
+    let inputs = ["small", "middle", "large"].map(|name| ["--input", name]).concat();
+    let script = "cd $ZG_INPUT_DIR; cat small middle >/dev/null; dd if=large of=/dev/null bs=1M skip=20 count=1 2>&1";
+    dev.zg(&[&["run"], &inputs[..], &["--", "sh", "-c", script]].concat()).expect_success();
+    // It is told with the next heartbeat.
+    let told = until(SOON, || {
+        let inputs = dev.json(&["node", "info", "worker1"])["node"]["inputs"].clone();
+        (inputs["opens_cached"].as_u64()? + inputs["opens_passthrough"].as_u64()? >= 3).then_some(inputs)
+    });
+    let told = told.expect("three files were opened");
+    // Where the kernel allows nothing else all is read through the worker.
+    let passed = told["opens_passthrough"].as_u64().expect("a number");
+    assert!(passed <= 1 && told["reads_failed"] == 0, "{told}");
+    let fetched = told["bytes_fetched"].as_u64().expect("a number");
+    assert!((4 << 20..12 << 20).contains(&fetched), "{told}");
+    let said = dev.zg(&["node", "info", "worker1"]).expect_success();
+    assert!(said.text().contains("past the worker"), "{said:?}");
+    dev.zg(&["node", "info", "worker9"]).expect_error(3, &["no node 'worker9'", "zg node list"]);
+    dev.stop();
+}
+
+#[test]
 fn outputs_of_one_job_are_inputs_of_the_next() {
     let dev = Dev::start(2);
     let script = "seq $ZG_CHUNK > $ZG_OUTPUT_DIR/numbers; echo chunk $ZG_CHUNK of $ZG_CHUNK_COUNT";

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use wire::record::{RunningItem, records_of};
+use wire::record::{InputCounts, NodeInputs, RunningItem, records_of};
 use wire::running::{RunningChunk, decode_running};
 use wire::{
     BootNonce, ChunkRange, Duration, ErrorCode, FixedPart, HEARTBEAT_LEADER, Instant, JobId, Kind, LeaderHeartbeat,
@@ -31,6 +31,8 @@ pub(super) struct Presence {
     views: BTreeMap<NodeId, BalancerView>,
     /// Since when chunks run on a worker, as its last heartbeat had it. Of those in `heard`.
     starts: BTreeMap<NodeId, Starts>,
+    /// What workers count of inputs, as their last heartbeats had it. Of those in `heard`.
+    inputs: BTreeMap<NodeId, InputCounts>,
     /// When the last epoch was granted because its primary was silent.
     replaced_at: Option<Instant>,
 }
@@ -100,6 +102,11 @@ impl Presence {
             }
         }
         push(at, range.end(), WallTime(0));
+    }
+
+    /// What workers have told of inputs, in order of their uuids.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = NodeInputs> {
+        self.inputs.iter().map(|(node, counts)| NodeInputs { node: *node, counts: *counts })
     }
 
     /// The newest boot of a node that was heard.
@@ -179,11 +186,13 @@ impl Core {
         let (node, boot) = (fixed.header.node_uuid.node(), BootNonce(fixed.boot.get()));
         self.presence.hear(&self.state, node, boot, now);
         // A status of a chunk that is not a result is for load balancers; here it only shows that its worker lives.
-        if fixed.job_uuid.job().is_nil()
-            && self.presence.heard.get(&node).is_some_and(|heard| heard.boot == boot)
-            && let Ok(running) = decode_running(body, fixed.num_items.get())
-        {
-            self.presence.hear_running(node, running, wall);
+        if fixed.job_uuid.job().is_nil() && self.presence.heard.get(&node).is_some_and(|heard| heard.boot == boot) {
+            if self.state.nodes.get(&node).is_some_and(|record| record.role == Role::Worker) {
+                self.presence.inputs.insert(node, InputCounts::told(fixed));
+            }
+            if let Ok(running) = decode_running(body, fixed.num_items.get()) {
+                self.presence.hear_running(node, running, wall);
+            }
         }
         self.answer_heartbeat(from, Kind::WorkerStatus, node, boot, actions);
     }

@@ -103,6 +103,7 @@ impl Core {
                 page.push(|to| record.encode(to));
             }
             Subject::Nodes => self.nodes(after, now, &mut page),
+            Subject::Inputs => self.inputs(after, &mut page),
             Subject::Status => {
                 page.push(|to| self.status().encode(to));
             }
@@ -221,6 +222,17 @@ impl Core {
         let skipped = usize::try_from(after).unwrap_or(usize::MAX);
         for (position, record) in self.state.nodes.values().enumerate().skip(skipped) {
             if !page.push(|to| self.node_record(record, now).encode(to)) {
+                page.next = position as u64;
+                return;
+            }
+        }
+    }
+
+    /// The key is as for nodes.
+    fn inputs(&self, after: u64, page: &mut Page) {
+        let skipped = usize::try_from(after).unwrap_or(usize::MAX);
+        for (position, record) in self.presence.inputs().enumerate().skip(skipped) {
+            if !page.push(|to| record.encode(to)) {
                 page.next = position as u64;
                 return;
             }

@@ -2,7 +2,9 @@
 
 use master::core::entry::RunningRange;
 use wire::job::{JobBody, JobSpec};
-use wire::record::{ChunkItem, ChunkResult, NodeRecord, Receipt, RunningItem, StoredFile, holding, records_bytes};
+use wire::record::{
+    ChunkItem, ChunkResult, InputCounts, NodeRecord, Receipt, RunningItem, StoredFile, holding, records_bytes,
+};
 use wire::run::{Run, encode_results};
 use wire::running::encode_running;
 use wire::{
@@ -137,6 +139,11 @@ pub fn heartbeat_running(worker: NodeId, boot: BootNonce, items: &[ChunkItem], a
     let num_items = U32::new(items.len() as u32);
     WorkerStatus { boot: U64::new(boot.0), num_items, ..WorkerStatus::DEFAULT }
         .frame(worker, &encode_running(items, ages.iter().copied()))
+}
+
+/// A worker's heartbeat with what it counts of inputs.
+pub fn heartbeat_counting(worker: NodeId, boot: BootNonce, counts: InputCounts) -> Vec<u8> {
+    counts.tell(WorkerStatus { boot: U64::new(boot.0), ..WorkerStatus::DEFAULT }).frame(worker, b"")
 }
 
 pub fn an_item(job: JobId, first: u32, count: u32, attempt: u32) -> ChunkItem {

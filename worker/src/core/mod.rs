@@ -19,7 +19,7 @@ mod registration;
 mod result;
 mod slots;
 
-use wire::record::{Bundle, NodeRecord, StoredFile};
+use wire::record::{Bundle, InputCounts, NodeRecord, StoredFile};
 use wire::{
     BootNonce, ChunkRange, ClientKey, Duration, ErrorCode, FixedPart, Instant, JobId, Kind, Message, NodeId, PeerId,
     Role, TimerTable, U32, U64, WallTime, WorkerStatus,
@@ -173,6 +173,10 @@ pub enum Event<'a> {
     StageFailed {
         job: JobId,
     },
+    /// How programs have read their inputs so far; told with the next heartbeat.
+    InputsCounted {
+        counts: InputCounts,
+    },
     /// An input of the job could not be read in time, by whoever of its runs wanted to.
     InputUnreadable {
         job: JobId,
@@ -316,6 +320,7 @@ pub struct Worker {
     results: Results,
     pace: Pace,
     is_disk_low: bool,
+    inputs: InputCounts,
     timers: TimerTable<Timer>,
     runs: u64,
 }
@@ -336,6 +341,7 @@ impl Worker {
             results: Results::default(),
             pace: Pace::default(),
             is_disk_low: false,
+            inputs: InputCounts::default(),
             timers,
             runs: 0,
             settings,
@@ -354,6 +360,7 @@ impl Worker {
             Event::Collected { run, is_kept } => self.on_collected(run, is_kept, now, actions),
             Event::Uploaded { file, parcels } => self.on_uploaded(file, parcels),
             Event::DiskLow { is_low } => self.is_disk_low = is_low,
+            Event::InputsCounted { counts } => self.inputs = counts,
             Event::InputUnreadable { job } => self.slots.note_missed_input(job),
             Event::Overfull { run } => self.on_overfull(run, actions),
             Event::Tick => self.on_tick(now, actions),

@@ -296,7 +296,8 @@ impl Worker {
     }
 
     fn idle_status(&self, num_items: u32) -> WorkerStatus {
-        WorkerStatus { state: StatusState::Idle as u8, num_items: U32::new(num_items), ..self.status() }
+        let status = WorkerStatus { state: StatusState::Idle as u8, num_items: U32::new(num_items), ..self.status() };
+        self.inputs.tell(status)
     }
 
     /// Tells load balancers how much room there is now.

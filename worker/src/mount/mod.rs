@@ -16,6 +16,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use node::channel::{self, Orders, Outbox, Receiver, RecvTimeoutError};
+use wire::record::InputCounts;
 use wire::{FileId, JobId, NodeId};
 
 use crate::slot::WORKER_EXECUTABLE;
@@ -139,8 +140,13 @@ impl Mount {
         &self.path
     }
 
-    pub fn counts(&self) -> &Counts {
-        &self.shared.counts
+    /// How programs have read their inputs so far.
+    pub fn counts(&self) -> InputCounts {
+        let Counts { passthrough, cached, waited, failed, bytes_served } = &self.shared.counts;
+        let [opens_passthrough, opens_cached, opens_waited, reads_failed, bytes_served] =
+            [passthrough, cached, waited, failed, bytes_served].map(|count| count.load(Ordering::Relaxed));
+        let bytes_fetched = self.shared.supplier().bytes_fetched();
+        InputCounts { opens_passthrough, opens_cached, opens_waited, reads_failed, bytes_served, bytes_fetched }
     }
 
     /// Shows a job's inputs, in the place of what it had before. Not for threads that answer the kernel, and not for the loop.

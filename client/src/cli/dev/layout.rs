@@ -321,6 +321,9 @@ mod tests {
         drop(make(dir.path(), 2));
         assert_eq!(files.map(read), before);
         assert!(dir.path().join("worker2.toml").exists());
+        assert!(before[1].contains("\nfuse = true\n"), "{}", before[1]);
+        drop(Layout::make(Some(dir.path()), 1, false));
+        assert!(read("worker1.toml").contains("\nfuse = false\n"), "each start says whether inputs are mounted");
     }
 
     #[test]
