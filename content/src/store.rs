@@ -222,6 +222,11 @@ impl Store {
         held(&self.files).iter().map(|(file, length)| (*file, *length)).collect()
     }
 
+    /// Where the store lies.
+    pub fn dir(&self) -> &Path {
+        &self.layout.dir
+    }
+
     /// Where a stored file lies; nobody may write there, and it is a complete file for whoever opens it.
     pub fn path(&self, file: FileId) -> Result<PathBuf, StoreError> {
         self.length(file)?;

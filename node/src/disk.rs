@@ -1,7 +1,7 @@
 //! How much room a disk has, and how much of it is left alone: roles that share a disk must agree on who yields first.
 //!
-//! As a disk fills, those who can do without stop first: `zg dev` does not start on it, then workers end what fills it,
-//! then masters take no new jobs and files, and only at last nothing at all. So what frees room, a result or a
+//! As a disk fills, those who can do without stop first: `zg dev` does not start on it, storage takes no input files, then
+//! workers end what fills it, then masters take no new jobs, and only at last nothing at all. So what frees room, a result or a
 //! cancellation, still finds some.
 
 use std::ffi::CString;
@@ -12,6 +12,8 @@ use std::path::Path;
 pub const MASTER_FREE_BYTES_MIN: u64 = 64 << 20;
 /// Below so much a worker starts nothing and ends what fills the disk, unless its settings say otherwise.
 pub const WORKER_FREE_BYTES_MIN: u64 = 2 * MASTER_FREE_BYTES_MIN;
+/// So much storage leaves beside an input file.
+pub const STORAGE_FREE_BYTES_MIN: u64 = WORKER_FREE_BYTES_MIN + (8 << 20);
 
 /// Bytes that users other than root may still write where `path` lies; what cannot be asked counts as room, and the write
 /// itself will tell.

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::output::tell;
 use client::{ClientError, ReadError};
 use serde_json::json;
 use wire::ErrorCode;
@@ -54,10 +55,10 @@ impl Failure {
             if !self.hint.is_empty() {
                 error["hint"] = self.hint.clone().into();
             }
-            eprintln!("{}", json!({ "error": error }));
+            tell(&format!("{}\n", json!({ "error": error })));
         } else {
             let next = if self.hint.is_empty() { String::new() } else { format!(". {}", self.hint) };
-            eprintln!("error: {}{next}", self.message.trim_end_matches('.'));
+            tell(&format!("error: {}{next}\n", self.message.trim_end_matches('.')));
         }
         ExitCode::from(self.exit)
     }

@@ -10,7 +10,7 @@ use wire::record::JobRecord;
 use wire::{Duration, JobState};
 
 use super::failure::Failure;
-use super::output::{Output, cell};
+use super::output::{Output, cell, tell};
 use super::{Context, Outcome, shape};
 
 #[derive(Subcommand)]
@@ -270,21 +270,21 @@ impl Waiting {
             return;
         }
         let counts = &job.counts;
-        eprint!(
+        tell(&format!(
             "\r\x1b[Kjob {}: {} of {} chunks ended, {} running, {} failed",
             job.number,
             counts.ended(),
             counts.total(),
             counts.running,
             counts.failed
-        );
+        ));
         self.is_begun = true;
     }
 
     /// Leaves the line as if nothing had been there.
     pub fn end(&mut self) {
         if std::mem::take(&mut self.is_begun) {
-            eprint!("\r\x1b[K");
+            tell("\r\x1b[K");
         }
     }
 }

@@ -126,6 +126,7 @@ pub fn main() -> ExitCode {
         Verb::Version => status::version(&context),
     };
     match outcome {
+        Ok(0) if !output::is_whole() => ExitCode::FAILURE,
         Ok(code) => ExitCode::from(code),
         Err(failure) => failure.print(context.output.is_json()),
     }

@@ -1,6 +1,7 @@
 //! Printing: one JSON value, or tables that people read.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use client::quantity::size_text;
 use client::{OnProgress, OnWaiting};
@@ -49,14 +50,14 @@ impl Output {
             let before = *before.get_or_insert(done);
             let is_whole = total == Some(done);
             if is_whole && std::mem::take(&mut is_shown) {
-                eprint!("\r\x1b[K");
+                tell("\r\x1b[K");
             } else if !is_whole && clock.now() >= next {
                 let text =
                     progress_text(done, total, done.saturating_sub(before), clock.now().since(begun), is_terminal);
                 if is_terminal {
-                    eprint!("\r\x1b[K{text}");
+                    tell(&format!("\r\x1b[K{text}"));
                 } else {
-                    eprintln!("zg: {text}");
+                    tell(&format!("zg: {text}\n"));
                 }
                 is_shown = is_terminal;
                 next = clock.now() + interval;
@@ -70,7 +71,7 @@ impl Output {
             return None;
         }
         let then = then.to_owned();
-        Some(Box::new(move |why| eprintln!("zg: {why}{then}")))
+        Some(Box::new(move |why| tell(&format!("zg: {why}{then}\n"))))
     }
 
     /// Prints `value` as the command's one JSON value, or what `text` makes of it.
@@ -90,7 +91,7 @@ impl Output {
     /// Tells a person what happens, on standard error; not with `--quiet` or `--json`.
     pub fn note(&self, text: &str) {
         if !self.quiet && !self.json {
-            eprintln!("{text}");
+            tell(&format!("{text}\n"));
         }
     }
 
@@ -150,11 +151,28 @@ fn progress_text(done: u64, total: Option<u64>, moved: u64, elapsed: Duration, w
     text
 }
 
-/// Prints a line on standard output.
+/// Something that was asked for could not be printed.
+static IS_CUT: AtomicBool = AtomicBool::new(false);
+
+/// Prints a line on standard output. What it cannot print is told, and makes the command fail in the end.
 pub fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    // A reader that is gone has ended this process by SIGPIPE, or does not want the rest.
-    let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    let Err(error) = writeln!(stdout, "{text}").and_then(|()| stdout.flush()) else { return };
+    // A reader that is gone does not want the rest.
+    if error.kind() != ErrorKind::BrokenPipe && !IS_CUT.swap(true, Ordering::Relaxed) {
+        tell(&format!("error: cannot print: {error}. What was asked for is done\n"));
+    }
+}
+
+/// False = something that `print` was given is lost.
+pub fn is_whole() -> bool {
+    !IS_CUT.load(Ordering::Relaxed)
+}
+
+/// Writes on standard error. Nobody may be there to read it; a command does what it does all the same.
+pub fn tell(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }
 
 /// Text of others as one cell of a table: control characters must not move the cursor.

@@ -13,6 +13,7 @@ use wire::{ArraySpec, Cause, ChunkRange, ChunkSet, ChunkState, Duration};
 
 use super::failure::Failure;
 use super::flags::Flags;
+use super::output::tell;
 use super::{Context, Outcome, command, shape};
 
 #[derive(Args)]
@@ -171,7 +172,7 @@ impl Printer<'_> {
         let number = self.array.number(chunk.chunk);
         let unsaid = unsaid(chunk);
         if let Some(reason) = unsaid.as_ref().filter(|_| !self.is_json) {
-            eprintln!("zg: chunk {number} {reason}");
+            tell(&format!("zg: chunk {number} {reason}\n"));
         }
         if exit != 0 {
             let reason = unsaid.unwrap_or_else(|| format!("ended with exit code {exit}"));

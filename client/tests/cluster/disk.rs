@@ -101,6 +101,21 @@ fn a_chunk_that_fills_the_disk_fails_and_says_why_and_nothing_else_does() {
 }
 
 #[test]
+fn input_files_leave_the_room_that_jobs_need_and_a_refused_one_takes_none() {
+    let Some((dev, disk)) = a_cluster_on_a_small_disk() else { return };
+    let file = dev.folder().join("large");
+    File::create(&file).expect("made").set_len(130_000_000).expect("sparse");
+    let before = node::disk::free_bytes(&disk.path);
+    for _ in 0..3 {
+        dev.zg(&["file", "put", "large"]).expect_error(1, &["disk"]);
+    }
+    let taken = before.saturating_sub(node::disk::free_bytes(&disk.path));
+    assert!(taken < 8 << 20, "three refused puts took {taken} bytes");
+    assert_eq!(dev.zg(&["run", "--", "echo", "runs"]).expect_success().text(), "runs\n");
+    dev.stop();
+}
+
+#[test]
 fn outputs_that_find_no_room_on_storage_hold_up_nobody_and_are_let_go_on_a_shared_disk() {
     let Some((dev, _disk)) = a_cluster_on_a_small_disk() else { return };
     // There is room for it once, but not twice with something left.

@@ -112,3 +112,13 @@ fn a_reader_that_goes_away_ends_a_list_quietly() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     dev.stop();
 }
+
+#[test]
+fn what_cannot_be_printed_is_an_error_and_nobody_on_standard_error_is_none() {
+    let full = || File::options().write(true).open("/dev/full").expect("there is one");
+    let said = zg(&["--json", "version"]).stdout(full()).output().expect("it starts");
+    assert_eq!(said.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&said.stderr).contains("cannot print"), "{said:?}");
+    let status = zg(&["--cluster", "/nowhere", "status"]).stderr(full()).status().expect("it starts");
+    assert_eq!(status.code(), Some(1), "it fails for what it is, not for what it cannot say");
+}

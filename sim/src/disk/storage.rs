@@ -70,7 +70,7 @@ impl StorageDisk {
     fn outcome(&mut self, order: Order, payload: &[u8]) -> (Outcome, Vec<Vec<u8>>) {
         let failed = |code| Outcome::Failed { code, detail: "simulated".into() };
         let outcome = match order {
-            Order::Begin { upload, length: _, hash } => match self.files.get(&FileId::of(hash)) {
+            Order::Begin { upload, length: _, hash, is_result: _ } => match self.files.get(&FileId::of(hash)) {
                 Some(bytes) if !hash.is_nil() => Outcome::Exists { length: bytes.len() as u64 },
                 Some(_) | None => {
                     self.uploads.insert(upload, Vec::new());

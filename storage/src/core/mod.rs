@@ -117,6 +117,8 @@ pub enum Order {
         upload: u64,
         length: Option<u64>,
         hash: Hash,
+        /// It ends a chunk; whatever else comes yields to what does.
+        is_result: bool,
     },
     Write {
         upload: u64,

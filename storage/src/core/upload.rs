@@ -15,6 +15,8 @@ use wire::{
 
 use super::{Action, Order, Outcome, Payload, Storage, Timer, UploadKey, Work};
 
+/// `put_begin.class` of what a chunk has written.
+const CLASS_RESULT: u16 = 1;
 /// `put_begin.file_length` of a content whose length is not known yet.
 const LENGTH_UNKNOWN: u64 = u64::MAX;
 
@@ -141,7 +143,8 @@ impl Storage {
             heard_at: now,
         };
         self.uploads.open.insert(key, upload);
-        let order = Order::Begin { upload: number, length, hash: begin.hash };
+        let is_result = begin.class.get() == CLASS_RESULT;
+        let order = Order::Begin { upload: number, length, hash: begin.hash, is_result };
         self.order(Work::Begin { key, request }, order, actions);
     }
 

@@ -119,7 +119,7 @@ impl Desk {
 fn perform(store: &Store, order: Order, payload: &[u8]) -> (Outcome, Vec<Frame>) {
     let mut content = Vec::new();
     let outcome = match order {
-        Order::Begin { upload, length, hash } => begin(store, upload, length, hash),
+        Order::Begin { upload, length, hash, is_result } => begin(store, upload, length, hash, is_result),
         Order::Write { upload, offset, .. } => store
             .write(upload, offset, payload)
             .map(|contiguous| Outcome::Written { contiguous })
@@ -151,7 +151,13 @@ fn perform(store: &Store, order: Order, payload: &[u8]) -> (Outcome, Vec<Frame>)
     }
 }
 
-fn begin(store: &Store, upload: u64, length: Option<u64>, hash: wire::Hash) -> Result<Outcome, Refusal> {
+fn begin(
+    store: &Store,
+    upload: u64,
+    length: Option<u64>,
+    hash: wire::Hash,
+    is_result: bool,
+) -> Result<Outcome, Refusal> {
     if !hash.is_nil() {
         let file = FileId::of(hash);
         match store.stat(file) {
@@ -160,6 +166,13 @@ fn begin(store: &Store, upload: u64, length: Option<u64>, hash: wire::Hash) -> R
             Err(StoreError::FileUnknown(_)) => {}
             Err(error) => return Err(error.into()),
         }
+    }
+    // Files that no job has asked for yet must not take the room without which workers start nothing, nor be stored when
+    // the masters will not record them.
+    let free = node::disk::free_bytes(store.dir());
+    if !is_result && free < node::disk::STORAGE_FREE_BYTES_MIN.saturating_add(length.unwrap_or(0)) {
+        tracing::warn!(free, length, "no room for a file and what has to stay free beside it");
+        return Err(StoreError::DiskFull.into());
     }
     store.begin(upload, length)?;
     Ok(Outcome::Begun)

@@ -19,7 +19,7 @@ use node::{Certificate, Endpoint, EndpointConfig};
 use wire::{BootNonce, ClientKey, NodeId, NodeState, Role};
 
 use super::failure::Failure;
-use super::output::print;
+use super::output::{print, tell};
 use super::{Context, Outcome};
 use layout::Layout;
 use process::Roles;
@@ -101,7 +101,7 @@ fn watch(layout: &Layout, roles: &mut Roles, signals: &Signals) -> Result<(), Fa
     drop(connection);
     // Only a default for those who name no cluster: they name one if this does not work.
     if let Err(error) = cluster::note_running(&cluster::notes_dir(), std::process::id(), &layout.dir) {
-        eprintln!("warning: zg without --cluster will not find this cluster: {error}");
+        tell(&format!("warning: zg without --cluster will not find this cluster: {error}\n"));
     }
     print(&format!("ready: ZG_CLUSTER={}", layout.dir.display()));
     let mut was_low = false;
@@ -114,7 +114,9 @@ fn watch(layout: &Layout, roles: &mut Roles, signals: &Signals) -> Result<(), Fa
         let (free, needed) = (free_bytes(&layout.dir), node::disk::WORKER_FREE_BYTES_MIN);
         if free < needed && !was_low {
             let (dir, free, needed) = (layout.dir.display(), free >> 20, needed >> 20);
-            eprintln!("warning: the disk of {dir} has {free} MiB free; no chunk starts until it has {needed} MiB");
+            tell(&format!(
+                "warning: the disk of {dir} has {free} MiB free; no chunk starts until it has {needed} MiB\n"
+            ));
         }
         was_low = free < needed;
     }

@@ -13,6 +13,7 @@ use wire::{Instant, Role};
 use super::layout::{Layout, NodePlan};
 use super::signals::Signals;
 use crate::cli::failure::Failure;
+use crate::cli::output::tell;
 
 /// Before a role that has ended is started again; doubled each time until it has lived for `SETTLED_AFTER`.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
@@ -183,7 +184,7 @@ impl RoleProcess {
         if lived >= SETTLED_AFTER {
             self.pause = RESTART_PAUSE;
         }
-        eprintln!("zg dev: {told}\nzg dev: {name} is started again in {} ms", self.pause.as_millis());
+        tell(&format!("zg dev: {told}\nzg dev: {name} is started again in {} ms\n", self.pause.as_millis()));
         self.state = State::Ended { start_at: now + self.pause };
         self.pause = (self.pause * 2).min(RESTART_PAUSE_MAX);
         Ok(())
@@ -228,7 +229,7 @@ fn stop_children(mut children: Vec<&mut Child>, clock: &Clock, signals: &Signals
         is_impatient = signals.wait(Some(rest));
     }
     for child in children {
-        eprintln!("zg dev: process {} does not stop: killed", child.id());
+        tell(&format!("zg dev: process {} does not stop: killed\n", child.id()));
         // Both fail only when the child has ended after all.
         let _ = child.kill();
         let _ = child.wait();
