@@ -182,8 +182,8 @@ fn an_end_takes_the_mount_away_whoever_sits_in_it() {
 #[test]
 fn a_killed_worker_leaves_no_mount_and_nobody_waiting() {
     let Some(mut mounted) = Mounted::new() else { return };
-    let mut running = mounted.site.start_in_cluster();
     let inputs = [mounted.input(&bytes(64 * MIB), b"f")];
+    let mut running = mounted.site.start_in_cluster();
     let read = "cat \"$ZG_INPUT_DIR/f\" >/dev/null; echo begun; exec sleep 1000";
     let job = mounted.begin(&inputs, read, "said");
     let path = format!("{}/fs/job/{job}/in/f", mounted.dir().display());
@@ -346,9 +346,10 @@ fn a_program_that_fails_because_an_input_cannot_be_read_has_missed_it() {
 #[test]
 fn only_what_is_read_is_fetched() {
     let Some(mut mounted) = Mounted::new() else { return };
-    let mut running = mounted.site.start_in_cluster();
     let content = bytes(200 * MIB);
+    // Before the worker is there: it would take a peer that is busy for so long for gone.
     let inputs = [mounted.input(&content, b"f")];
+    let mut running = mounted.site.start_in_cluster();
     let before = mounted.site.bytes_asked;
     let script = "for at in 150 3 77 120 41 9 190 60 100 30; do
         dd if=\"$ZG_INPUT_DIR/f\" bs=1M skip=$at count=1 2>/dev/null; done | cksum";
@@ -438,4 +439,78 @@ fn a_tree_is_shown_and_its_bytes_come_when_they_are_read() {
             .collect::<Vec<_>>()
     };
     assert_eq!(plain(&with), plain(&without));
+}
+
+/// What becomes of those who wait for bytes when the worker gets a signal that it cannot act upon.
+fn waiting_readers_are_let_go_after(killing: i32) {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let inputs = [mounted.input(&bytes(64 * MIB), b"f")];
+    let running = mounted.site.start_in_cluster_with("read_timeout_ms = 60000");
+    let job = mounted.begin(&inputs, "echo begun; exec sleep 1000", "said");
+    mounted.site.is_storage_silent = true;
+    let path = format!("{}/fs/job/{job}/in/f", mounted.dir().display());
+    let mut readers: Vec<Child> = (0..8)
+        .map(|number| match number % 2 {
+            0 => reader(&format!("exec dd if={path} bs=4k skip={} count=1 status=none", number * 1000)),
+            _ => reader(&format!("exec grep -c x {path}")),
+        })
+        .collect();
+    // They have come as far as they can.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(readers.iter_mut().all(|reader| reader.try_wait().expect("it is ours").is_none()), "they wait");
+    signal(running.child.id(), killing);
+    for reader in &mut readers {
+        wait_until("it is let go", Duration::from_secs(15), || reader.try_wait().expect("it is ours").is_some());
+        assert!(!reader.wait().expect("it ended").success());
+    }
+    wait_until("the mount is gone", Duration::from_secs(2), || mounted.listed().is_empty());
+    if killing == libc::SIGSTOP {
+        signal(running.child.id(), libc::SIGCONT);
+    }
+}
+
+#[test]
+fn those_who_wait_for_bytes_of_a_killed_worker_are_let_go() {
+    waiting_readers_are_let_go_after(libc::SIGKILL);
+}
+
+#[test]
+fn those_who_wait_for_bytes_of_a_stopped_worker_are_let_go() {
+    waiting_readers_are_let_go_after(libc::SIGSTOP);
+}
+
+#[test]
+fn a_bit_that_flips_in_a_part_of_the_cache_is_never_seen_and_one_in_storage_is_an_error() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut running = mounted.site.start_in_cluster();
+    let content = bytes(24 * MIB);
+    let inputs = [mounted.input(&content, b"f")];
+    let some = "dd if=\"$ZG_INPUT_DIR/f\" bs=1M skip=10 count=2 status=none | cksum";
+    let (cause, right, _) = mounted.run(&inputs, some);
+    assert_eq!(cause, Cause::None);
+    assert_eq!(running.terminate(), Some(0));
+    let part = mounted.site.path("data/cache/partial").join(format!("{}.part", inputs[0].0));
+    {
+        use std::os::unix::fs::FileExt;
+        let part = fs::File::options().read(true).write(true).open(&part).expect("it is here in part");
+        let mut byte = [0];
+        part.read_exact_at(&mut byte, 10 * MIB as u64 + 5).expect("it is there");
+        part.write_all_at(&[byte[0] ^ 1], 10 * MIB as u64 + 5).expect("it is ours");
+    }
+    let running = mounted.site.start_in_cluster_with("read_timeout_ms = 3000");
+    assert_eq!(mounted.run(&inputs, some), (Cause::None, right, String::new()));
+    // Storage has something else under the name: it is never shown.
+    let file = inputs[0].0;
+    let id = file.to_string();
+    let stored = mounted.site.path("store/files").join(&id[..2]).join(&id[2..4]).join(format!("{id}.dat"));
+    {
+        use std::os::unix::fs::FileExt;
+        let stored = fs::File::options().write(true).open(&stored).expect("it is there");
+        stored.write_all_at(&[content[20 * MIB + 5] ^ 1], 20 * MIB as u64 + 5).expect("it is ours");
+    }
+    let other = "dd if=\"$ZG_INPUT_DIR/f\" bs=1M skip=20 count=1 status=none | cksum;                  dd if=\"$ZG_INPUT_DIR/f\" of=/dev/null bs=1M skip=20 count=1";
+    let (cause, stdout, stderr) = mounted.run(&inputs, other);
+    assert_eq!((cause, &*stdout), (Cause::InputMissing, "4294967295 0\n"), "{stderr}");
+    assert!(stderr.contains("Input/output error"), "{stderr}");
+    drop(running);
 }
