@@ -35,7 +35,8 @@ pub fn run(path: &Path, source: &str) {
         if is_silent && is_awaited(path, source) {
             tracing::error!(path = %path.display(), "the worker is silent and somebody waits: its mount is taken away");
             // The worker makes it anew, with another watchdog, when it goes on.
-            return take_away(path, source);
+            take_away(path, source);
+            return remove_directories(path);
         }
     }
 }

@@ -86,6 +86,8 @@ impl Drop for Mounted {
             let path = line.split(' ').nth(4).expect("a place");
             let _ = Command::new("umount").args(["-f", "-l", path]).status();
         }
+        // A worker that is killed while it mounts leaves them to its next start.
+        let _ = (fs::remove_dir(self.dir().join("fs")), fs::remove_dir(self.dir()));
     }
 }
 
