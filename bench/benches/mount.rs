@@ -33,7 +33,7 @@ const TREE_FILES: usize = 1_000;
 const PLAIN_FILES: usize = 200;
 const RANDOM_READS_WARM: u64 = 100_000;
 const RANDOM_READS_COLD: u64 = 500;
-const COLD_ROUNDS: usize = 3;
+const COLD_ROUNDS: usize = 5;
 /// What is waited for comes long before that, or never.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The magic number of file systems in user space.
@@ -399,10 +399,9 @@ fn read_cold(site: &mut Site, id: &str, way: Way, length: u64) -> (Option<Durati
 }
 
 fn cold(dir: &Path, mounting: &mut Site, writing: &mut Site, ids: &[String; 2]) {
-    println!(
-        "\n| cold | one TCP stream into a file | written out, from submit | mount, from submit | mount, from open |"
-    );
-    println!("|---|---|---|---|---|");
+    let columns = ["one TCP stream into a file", "written out, from submit", "mount, from submit", "mount, from open"];
+    let steady = "fastest and spread of the stream, of the mount";
+    println!("\n| cold | {} | {steady} |\n|---|---|---|---|---|---|", columns.join(" | "));
     let rows = [
         ("1 GiB in order (judged: >= 0.5 from open)", Way::Sequential, &ids[0], BIG),
         ("1 GiB mapped", Way::Mapped, &ids[0], BIG),
@@ -430,8 +429,11 @@ fn cold(dir: &Path, mounting: &mut Site, writing: &mut Site, ids: &[String; 2]) 
         let base = if tcp.is_empty() { written } else { Rounds::of(tcp.clone()) };
         let cell = |side: Rounds| format!("{} ({})", milliseconds(side.median), ratio(base, side));
         let stream = if tcp.is_empty() { "-".to_owned() } else { cell(base) };
-        let open = opened.map_or("all was fetched before the program started".to_owned(), cell);
-        println!("| {what} | {stream} | {} | {} | {open} |", cell(written), cell(submitted));
+        let open_said = opened.map_or("all was fetched before the program started".to_owned(), cell);
+        let steady = [base, opened.unwrap_or(submitted)]
+            .map(|side| format!("{} x {:.2}", milliseconds(side.fastest), side.spread))
+            .join(", ");
+        println!("| {what} | {stream} | {} | {} | {open_said} | {steady} |", cell(written), cell(submitted));
     }
 }
 

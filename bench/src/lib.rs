@@ -41,6 +41,7 @@ impl Pair {
 #[derive(Clone, Copy, Debug)]
 pub struct Rounds {
     pub median: Duration,
+    pub fastest: Duration,
     /// Slowest over fastest.
     pub spread: f64,
 }
@@ -50,7 +51,8 @@ impl Rounds {
     pub fn of(mut rounds: Vec<Duration>) -> Self {
         rounds.sort();
         let (fastest, slowest) = (rounds[0], rounds[rounds.len() - 1]);
-        Self { median: rounds[rounds.len() / 2], spread: slowest.as_secs_f64() / fastest.as_secs_f64() }
+        let spread = slowest.as_secs_f64() / fastest.as_secs_f64();
+        Self { median: rounds[rounds.len() / 2], fastest, spread }
     }
 }
 
