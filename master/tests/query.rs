@@ -75,7 +75,7 @@ fn the_chunks_of_a_job_are_counted_with_what_the_primary_runs() {
 }
 
 #[test]
-fn what_workers_count_of_inputs_is_told_as_their_last_heartbeats_had_it() {
+fn what_workers_count_of_inputs_is_told_as_their_last_heartbeats_and_results_had_it() {
     let mut master = a_master().build();
     let inputs =
         |master: &mut MasterUnderTest| ask(master, query(1, Subject::Inputs), "", NodeInputs::decode).unwrap().0;
@@ -86,6 +86,10 @@ fn what_workers_count_of_inputs_is_told_as_their_last_heartbeats_had_it() {
         master.receives(W1_PEER, heartbeat_counting(W1, boot(1), counts));
         assert_eq!(inputs(&mut master), [NodeInputs { node: W1, counts }]);
     }
+    master.receives(CLIENT_PEER, submit(1, J1, &a_spec(1)));
+    let counts = InputCounts { opens_passthrough: 3, bytes_fetched: 20, ..InputCounts::default() };
+    master.receives(W1_PEER, succeeded(W1, J1, &[a_run(0, &[a_result()])]).counting(counts).frame());
+    assert_eq!(inputs(&mut master), [NodeInputs { node: W1, counts }], "whoever knows the end knows them");
 }
 
 #[test]

@@ -204,7 +204,7 @@ messages! {
         num_files: U32;
         /// Ranges that run now, in the body of a heartbeat (job zero).
         num_items: U32;
-        /// Of inputs since this boot, here and below: opened to be read past the worker.
+        /// Of inputs since this boot, in heartbeats and results, here and below: opened to be read past the worker.
         opens_passthrough: U64;
         /// Opened to be read through the worker.
         opens_cached: U64;

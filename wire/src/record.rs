@@ -107,7 +107,7 @@ impl InputCounts {
         Self { opens_passthrough, opens_cached, opens_waited, reads_failed, bytes_served, bytes_fetched }
     }
 
-    /// As a worker's heartbeat tells them.
+    /// As a worker's heartbeat or result tells them.
     pub fn told(status: &crate::WorkerStatus) -> Self {
         let opens = [status.opens_passthrough, status.opens_cached, status.opens_waited];
         let [passthrough, cached, waited] = opens.map(|count| count.get());

@@ -3,7 +3,8 @@
 mod support;
 
 use support::{LB1, MASTER, MASTER2, a_bundle, a_file, a_worker, job};
-use wire::{Duration, ErrorCode, PeerId};
+use wire::record::InputCounts;
+use wire::{Duration, ErrorCode, Message, PeerId};
 use worker::core::{Event, Parcel, RunEnd};
 
 const J1: u8 = 1;
@@ -22,6 +23,19 @@ fn results_are_kept_until_confirmed() {
     assert_eq!(worker.confirm(1, 9), [""; 0]);
     assert_eq!(worker.worker.unconfirmed_count(), 0);
     assert_eq!(worker.ask_inventory(LB1, 1), ["lb1: inventory epoch 1 seen 1 confirmed 9 credit 6"]);
+}
+
+#[test]
+fn a_result_brings_what_is_counted_of_inputs_by_then() {
+    let mut worker = a_worker().build();
+    worker.assign(1, job(J1), 0, 1);
+    worker.ends(job(J1), 0, RunEnd::Code(0));
+    let counts = InputCounts { opens_passthrough: 2, bytes_fetched: 7, ..InputCounts::default() };
+    worker.step(Event::InputsCounted { counts });
+    worker.tick();
+    let (_, frame) = worker.frames.iter().find(|(to, _)| *to == MASTER).expect("the result");
+    let Ok(Message::WorkerStatus(status, _)) = Message::decode(frame) else { panic!("a result is a status") };
+    assert_eq!((InputCounts::told(&status), status.num_runs.get()), (counts, 1));
 }
 
 #[test]

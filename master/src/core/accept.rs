@@ -64,6 +64,9 @@ impl Core {
                 (waiter.job, waiter.form) = (results.job, Form::Confirmed);
                 waiter.key = Key::Batch { worker: results.worker, boot: results.boot, batch: results.batch };
                 self.presence.hear(&self.state, results.worker, results.boot, now);
+                if let Message::WorkerStatus(status, _) = message {
+                    self.presence.hear_inputs(&self.state, status);
+                }
                 if role.is_none_or(|role| role == Role::Worker) {
                     self.judge_results(results)
                 } else {

@@ -31,7 +31,7 @@ pub(super) struct Presence {
     views: BTreeMap<NodeId, BalancerView>,
     /// Since when chunks run on a worker, as its last heartbeat had it. Of those in `heard`.
     starts: BTreeMap<NodeId, Starts>,
-    /// What workers count of inputs, as their last heartbeats had it. Of those in `heard`.
+    /// What workers count of inputs, as they said last. Of those in `heard`.
     inputs: BTreeMap<NodeId, InputCounts>,
     /// When the last epoch was granted because its primary was silent.
     replaced_at: Option<Instant>,
@@ -63,6 +63,15 @@ impl Presence {
         let newest = record.boot.max(self.boot(node));
         if boot >= newest {
             self.heard.insert(node, Heard { boot, at: now });
+        }
+    }
+
+    /// Notes what a worker counts of inputs. A result that is said again has older numbers, until the next heartbeat.
+    pub(super) fn hear_inputs(&mut self, state: &State, status: &WorkerStatus) {
+        let (node, boot) = (status.header.node_uuid.node(), BootNonce(status.boot.get()));
+        let is_worker = state.nodes.get(&node).is_some_and(|record| record.role == Role::Worker);
+        if is_worker && self.heard.get(&node).is_some_and(|heard| heard.boot == boot) {
+            self.inputs.insert(node, InputCounts::told(status));
         }
     }
 
@@ -187,9 +196,7 @@ impl Core {
         self.presence.hear(&self.state, node, boot, now);
         // A status of a chunk that is not a result is for load balancers; here it only shows that its worker lives.
         if fixed.job_uuid.job().is_nil() && self.presence.heard.get(&node).is_some_and(|heard| heard.boot == boot) {
-            if self.state.nodes.get(&node).is_some_and(|record| record.role == Role::Worker) {
-                self.presence.inputs.insert(node, InputCounts::told(fixed));
-            }
+            self.presence.hear_inputs(&self.state, fixed);
             if let Ok(running) = decode_running(body, fixed.num_items.get()) {
                 self.presence.hear_running(node, running, wall);
             }

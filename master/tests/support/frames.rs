@@ -116,6 +116,11 @@ impl Batch {
         self
     }
 
+    pub fn counting(mut self, counts: InputCounts) -> Self {
+        self.fixed = counts.tell(self.fixed);
+        self
+    }
+
     pub fn file(mut self, file: StoredFile) -> Self {
         self.files.push(file);
         self

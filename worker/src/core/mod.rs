@@ -173,7 +173,7 @@ pub enum Event<'a> {
     StageFailed {
         job: JobId,
     },
-    /// How programs have read their inputs so far; told with the next heartbeat.
+    /// How programs have read their inputs so far; told with the next heartbeat or result.
     InputsCounted {
         counts: InputCounts,
     },

@@ -416,7 +416,8 @@ impl Worker {
             count: U32::new(chunks.len() as u32),
             num_runs: U32::new(num_runs),
             num_files: U32::new(num_files),
-            ..self.status()
+            // Whoever hears of a job's end may ask for them, and the next heartbeat is long in coming.
+            ..self.inputs.tell(self.status())
         };
         let frame = status.frame(self.settings.node, &body);
         for chunk in chunks.iter() {
