@@ -294,7 +294,10 @@ fn fetch_failed(address: FileAddress, error: FetchError) -> ClientError {
             ClientError::OutOfRange { address, why: format!("the file has {file_length} bytes") }
         }
         FetchError::Local { what, why } => ClientError::Local { what, why },
-        error @ (FetchError::Protocol { .. } | FetchError::Mismatch { .. } | FetchError::Deadline { .. }) => {
+        error @ (FetchError::Protocol { .. }
+        | FetchError::Mismatch { .. }
+        | FetchError::Wrong { .. }
+        | FetchError::Deadline { .. }) => {
             ClientError::Protocol(error.to_string())
         }
     }

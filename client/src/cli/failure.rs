@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::output::tell;
+use super::output::{cell, tell};
 use client::{ClientError, ReadError};
 use serde_json::json;
 use wire::ErrorCode;
@@ -58,7 +58,10 @@ impl Failure {
             tell(&format!("{}\n", json!({ "error": error })));
         } else {
             let next = if self.hint.is_empty() { String::new() } else { format!(". {}", self.hint) };
-            tell(&format!("error: {}{next}\n", self.message.trim_end_matches('.')));
+            let text = format!("error: {}{next}", self.message.trim_end_matches('.'));
+            // Names of files may have line ends; those of our own stand before two spaces.
+            let lines: Vec<String> = text.split("\n  ").map(|line| cell(line.as_bytes())).collect();
+            tell(&format!("{}\n", lines.join("\n  ")));
         }
         ExitCode::from(self.exit)
     }

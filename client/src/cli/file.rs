@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use wire::{FileAddress, FileId};
 
 use super::command::{self, local_failure};
 use super::failure::Failure;
-use super::output::Output;
+use super::output::{Output, cell};
 use super::{Context, Outcome, shape};
 
 #[derive(Subcommand)]
@@ -100,7 +101,7 @@ fn get(connection: &mut Connection, output: &Output, address: FileAddress, path:
     }
     let length = write_to(connection, address, &path)?;
     let value = serde_json::json!({ "id": address.to_string(), "length": length, "path": path.to_string_lossy() });
-    output.value("file", value, || format!("{} ({})", path.display(), size_text(length)));
+    output.value("file", value, || format!("{} ({})", cell(path.as_os_str().as_bytes()), size_text(length)));
     Ok(0)
 }
 
@@ -123,7 +124,7 @@ fn get_tree(connection: &mut Connection, output: &Output, record: &FileRecord, p
     }
     let mut value = serde_json::json!({ "id": record.file.to_string(), "path": path.to_string_lossy() });
     value["tree"] = shape::tree(&tree);
-    output.value("file", value, || format!("{} ({})", path.display(), shape::tree_text(&tree)));
+    output.value("file", value, || format!("{} ({})", cell(path.as_os_str().as_bytes()), shape::tree_text(&tree)));
     Ok(0)
 }
 

@@ -5,6 +5,7 @@ use client::quantity::{cpus_text, size_text};
 use serde_json::Value;
 use wire::record::{InputCounts, NodeRecord};
 
+use super::output::cell;
 use super::{Context, Failure, Outcome, shape};
 
 #[derive(Subcommand)]
@@ -38,14 +39,14 @@ fn list(context: &Context) -> Outcome {
                 (false, false) => "",
             };
             vec![
-                node.name.clone(),
+                cell(node.name.as_bytes()),
                 node.role.word().to_owned(),
                 node.state.word().to_owned(),
                 duty.to_owned(),
                 node.pid.to_string(),
                 if node.cpus_milli == 0 { "-".into() } else { cpus_text(node.cpus_milli) },
                 if node.memory == 0 { "-".into() } else { size_text(node.memory) },
-                node.endpoint.clone(),
+                cell(node.endpoint.as_bytes()),
                 node.node.to_string(),
             ]
         };
@@ -76,11 +77,11 @@ fn info(context: &Context, name: &str) -> Outcome {
     value["inputs"] = inputs.as_ref().map_or(Value::Null, shape::inputs);
     context.output.value("node", value, || {
         let mut rows = vec![
-            ("name", node.name.clone()),
+            ("name", cell(node.name.as_bytes())),
             ("id", node.node.to_string()),
             ("role", node.role.word().to_owned()),
             ("state", node.state.word().to_owned()),
-            ("endpoint", node.endpoint.clone()),
+            ("endpoint", cell(node.endpoint.as_bytes())),
         ];
         if let Some(counts) = inputs {
             let InputCounts { opens_passthrough, opens_cached, opens_waited, reads_failed, .. } = counts;

@@ -91,7 +91,7 @@ impl Output {
     /// Tells a person what happens, on standard error; not with `--quiet` or `--json`.
     pub fn note(&self, text: &str) {
         if !self.quiet && !self.json {
-            tell(&format!("{text}\n"));
+            tell(&format!("{}\n", cell(text.as_bytes())));
         }
     }
 
@@ -175,7 +175,7 @@ pub fn tell(text: &str) {
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }
 
-/// Text of others as one cell of a table: control characters must not move the cursor.
+/// Text with words of others, as names of files, on one line or in one cell of a table: control characters must not move the cursor.
 pub fn cell(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()

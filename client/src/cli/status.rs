@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::output::cell;
 use super::{Context, Outcome, shape};
 
 pub fn execute(context: &Context) -> Outcome {
@@ -10,7 +11,7 @@ pub fn execute(context: &Context) -> Outcome {
     let nodes = connection.nodes()?;
     let name = |id: wire::NodeId| {
         let node = nodes.iter().find(|node| node.node == id);
-        node.map_or_else(|| shape::node_id(id).unwrap_or_else(|| "none".into()), |node| node.name.clone())
+        node.map_or_else(|| shape::node_id(id).unwrap_or_else(|| "none".into()), |node| cell(node.name.as_bytes()))
     };
     let value = json!({
         "leader": shape::node_id(status.leader),

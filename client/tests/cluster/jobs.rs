@@ -58,6 +58,9 @@ fn names_with_spaces_newlines_and_other_scripts_reach_the_program_unchanged() {
     let tail = ["--", "sh", "-c", script, "sh", name, "a  b", ""];
     let said = dev.zg(&[&["run"], &arguments[..], &tail].concat()).expect_success();
     assert_eq!(said.text(), format!("content\ncontent\n{name}|a  b||v w\nü|"));
+    assert!(said.stderr.contains("stored häuser und\u{fffd}wege (8 B) as "), "no name ends a line: {said:?}");
+    dev.zg(&["submit", "--input", "no\n\x1b[2J", "--", "true"])
+        .expect_error(3, &["no file no\u{fffd}\u{fffd}[2J. See"]);
 
     let chunks = dev.chunks("1");
     let outputs = chunks[0]["outputs"].as_array().expect("a list");
@@ -84,12 +87,10 @@ fn a_node_tells_how_its_programs_have_read_their_inputs() {
     let inputs = ["small", "middle", "large"].map(|name| ["--input", name]).concat();
     let script = "cd $ZG_INPUT_DIR; cat small middle >/dev/null; dd if=large of=/dev/null bs=1M skip=20 count=1 2>&1";
     dev.zg(&[&["run"], &inputs[..], &["--", "sh", "-c", script]].concat()).expect_success();
-    // It is told with the next heartbeat.
-    let told = until(SOON, || {
-        let inputs = dev.json(&["node", "info", "worker1"])["node"]["inputs"].clone();
-        (inputs["opens_cached"].as_u64()? + inputs["opens_passthrough"].as_u64()? >= 3).then_some(inputs)
-    });
-    let told = told.expect("three files were opened");
+    // The result has told it.
+    let told = dev.json(&["node", "info", "worker1"])["node"]["inputs"].clone();
+    let opens = told["opens_cached"].as_u64().zip(told["opens_passthrough"].as_u64());
+    assert_eq!(opens.map(|(cached, passthrough)| cached + passthrough), Some(3), "{told}");
     // Where the kernel allows nothing else all is read through the worker.
     let passed = told["opens_passthrough"].as_u64().expect("a number");
     assert!(passed <= 1 && told["reads_failed"] == 0, "{told}");
