@@ -553,6 +553,33 @@ messages! {
         /// Seconds for which the answer holds.
         lease_s: U64;
     } body "ceil(num_files / 8) bytes."
+
+    /// One step of agreement, from one master to another over their own sockets. The numbers are those of Raft.
+    40 RaftMessage "raft_message" from [Master] min 169 {
+        to_uuid: UuidHalves;
+        term: U64;
+        log_term: U64;
+        index: U64;
+        commit: U64;
+        commit_term: U64;
+        reject_hint: U64;
+        request_snapshot: U64;
+        /// Of a snapshot that the receiver has to fetch from the sender first.
+        snapshot_index: U64;
+        snapshot_term: U64;
+        snapshot_length: U64;
+        context_length: U32;
+        num_entries: U32;
+        num_members: U32;
+        /// Raft's number of the kind of step.
+        step: u8;
+        /// 1 = refused.
+        reject: u8;
+        reserved: U16;
+        /// BLAKE3 of the snapshot.
+        snapshot_hash: Hash;
+    } body "`context_length` bytes; then `num_members` members as of the snapshot: u64 Raft number, u8 (1 = learner); \
+            then `num_entries` entries: varint term, varint index, u8 kind, context and data as strings."
 }
 
 const _: () = assert!(<WorkerRequest as FixedPart>::SIZE_MIN == 57 && size_of::<GenericMessage>() == 25);

@@ -247,7 +247,8 @@ impl LoadBalancer {
             | Message::PutCommit(..)
             | Message::PutDone(..)
             | Message::HaveRequest(..)
-            | Message::HaveResponse(..) => {
+            | Message::HaveResponse(..)
+            | Message::RaftMessage(..) => {
                 self.refuse(from, frame, ErrorCode::NotAllowed, "a load balancer does not take this message", actions);
             }
         }

@@ -214,7 +214,8 @@ impl<'a> Request<'a> {
             | Message::PutCommit(..)
             | Message::PutDone(..)
             | Message::HaveRequest(..)
-            | Message::HaveResponse(..) => {
+            | Message::HaveResponse(..)
+            | Message::RaftMessage(..) => {
                 Err(RequestError::Rule(format!("{:?} is not a request of the log", message.kind())))
             }
         }

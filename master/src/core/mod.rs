@@ -363,7 +363,8 @@ impl Core {
             | Message::PutCommit(..)
             | Message::PutDone(..)
             | Message::HaveRequest(..)
-            | Message::HaveResponse(..) => {
+            | Message::HaveResponse(..)
+            | Message::RaftMessage(..) => {
                 let detail = format!("a master does not take {:?}", message.kind());
                 self.refuse(from, Some(message.kind()), 0, JobId::NIL, ErrorCode::NotAllowed, &detail, actions)
             }
@@ -445,6 +446,7 @@ fn request_of(message: &Message<'_>) -> u64 {
         | Message::PutCommit(..)
         | Message::PutDone(..)
         | Message::HaveRequest(..)
-        | Message::HaveResponse(..) => 0,
+        | Message::HaveResponse(..)
+        | Message::RaftMessage(..) => 0,
     }
 }

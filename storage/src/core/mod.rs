@@ -323,7 +323,8 @@ impl Storage {
             | Message::PutGrant(..)
             | Message::PutAck(..)
             | Message::PutDone(..)
-            | Message::HaveResponse(..) => {
+            | Message::HaveResponse(..)
+            | Message::RaftMessage(..) => {
                 let kind = message.kind();
                 let detail = format!("a storage node does not take {kind:?}");
                 self.refuse(from, ErrorCode::InvalidRequest, Some(kind), 0, &detail, actions);
