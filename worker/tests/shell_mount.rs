@@ -5,113 +5,14 @@
 mod site;
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use node::Clock;
-use site::{Running, Site};
-use wire::job::{Input, JobSpec};
-use wire::{Cause, FileId, JobId};
-
-const MIB: usize = 1 << 20;
-
-/// A site whose mount is taken away at the end, also of a test that fails.
-struct Mounted {
-    site: Site,
-}
-
-impl Mounted {
-    /// `None` = this machine mounts nothing.
-    fn new() -> Option<Self> {
-        // SAFETY: plain system call.
-        let can = fs::metadata("/dev/fuse").is_ok() && unsafe { libc::geteuid() } == 0;
-        if !can {
-            eprintln!("skipped: this needs /dev/fuse, and root");
-        }
-        can.then(|| Self { site: Site::new() })
-    }
-
-    fn dir(&self) -> PathBuf {
-        PathBuf::from("/run/ziggurat").join(self.site.node())
-    }
-
-    /// The lines of the kernel's list that are ours.
-    fn listed(&self) -> Vec<String> {
-        let node = self.site.node();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("it is text");
-        mounts.lines().filter(|line| line.contains(&node)).map(str::to_owned).collect()
-    }
-
-    fn input(&mut self, bytes: &[u8], path: &[u8]) -> (FileId, Input) {
-        let (file, hash) = self.site.store(bytes);
-        (file, Input { hash, file_length: bytes.len() as u64, path: path.to_vec(), ..Input::default() })
-    }
-
-    /// Runs a shell script over the inputs; returns how it ended, and its standard output and error.
-    fn run(&mut self, inputs: &[(FileId, Input)], script: &str) -> (Cause, String, String) {
-        let arguments = ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec();
-        let spec = JobSpec {
-            arguments,
-            inputs: inputs.iter().map(|(_, input)| input.clone()).collect(),
-            ..JobSpec::default()
-        };
-        let files: Vec<FileId> = inputs.iter().map(|(file, _)| *file).collect();
-        let job = self.site.run(b"", &files, &spec);
-        let result = self.site.results[&(job, 0)];
-        let streams = self.site.streams(result.bundle);
-        (result.cause, streams.stdout().to_owned(), streams.stderr().to_owned())
-    }
-
-    /// Starts a job that goes on, and waits for its first line in `file`.
-    fn begin(&mut self, inputs: &[(FileId, Input)], script: &str, file: &str) -> JobId {
-        let path = self.site.path(file);
-        let script = format!("exec >'{}'; {script}", path.display());
-        let spec = JobSpec {
-            arguments: ["sh", "-c", &script].map(|word| word.as_bytes().to_vec()).to_vec(),
-            inputs: inputs.iter().map(|(_, input)| input.clone()).collect(),
-            ..JobSpec::default()
-        };
-        let files: Vec<FileId> = inputs.iter().map(|(file, _)| *file).collect();
-        let job = JobId::now();
-        self.site.assign(job, 0, 1, b"", &files, &spec);
-        self.site.until("the program runs", |_| fs::read(&path).is_ok_and(|said| said.contains(&b'\n')));
-        job
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        for line in self.listed() {
-            let path = line.split(' ').nth(4).expect("a place");
-            let _ = Command::new("umount").args(["-f", "-l", path]).status();
-        }
-        // A worker that is killed while it mounts leaves them to its next start.
-        let _ = (fs::remove_dir(self.dir().join("fs")), fs::remove_dir(self.dir()));
-    }
-}
-
-fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
-    let clock = Clock::new();
-    let deadline = clock.now() + limit;
-    while !is_so() {
-        assert!(clock.now() < deadline, "waited too long until {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Bytes that no two places share.
-fn bytes(length: usize) -> Vec<u8> {
-    (0..length.div_ceil(8))
-        .flat_map(|at| (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
-        .take(length)
-        .collect()
-}
-
-fn signal(process: u32, signal: i32) {
-    // SAFETY: a process of ours that has not been waited for.
-    assert_eq!(unsafe { libc::kill(process as libc::pid_t, signal) }, 0);
-}
+use site::Running;
+use site::mounted::{MIB, Mounted, bytes, signal, stored, wait_until};
+use wire::job::Input;
+use wire::{Cause, JobId};
 
 /// A process that reads a path to its end, in no way that the worker knows of.
 fn reader(command: &str) -> Child {
@@ -205,12 +106,6 @@ fn a_killed_worker_leaves_no_mount_and_nobody_waiting() {
     let expected =
         Command::new("cksum").stdin(fs::File::open(stored(&mounted, &inputs[0])).expect("it is there")).output();
     assert_eq!(read, expected.expect("it runs").stdout);
-}
-
-/// Where the worker's cache has an input.
-fn stored(mounted: &Mounted, (file, _): &(FileId, Input)) -> PathBuf {
-    let id = file.to_string();
-    mounted.site.path("data/cache/files").join(&id[..2]).join(&id[2..4]).join(format!("{id}.dat"))
 }
 
 trait OutputOf {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of the vocabulary")]
 
+pub mod mounted;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
