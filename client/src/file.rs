@@ -297,8 +297,6 @@ fn fetch_failed(address: FileAddress, error: FetchError) -> ClientError {
         error @ (FetchError::Protocol { .. }
         | FetchError::Mismatch { .. }
         | FetchError::Wrong { .. }
-        | FetchError::Deadline { .. }) => {
-            ClientError::Protocol(error.to_string())
-        }
+        | FetchError::Deadline { .. }) => ClientError::Protocol(error.to_string()),
     }
 }

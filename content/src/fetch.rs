@@ -39,6 +39,8 @@ pub enum FetchError {
     Protocol { address: FileAddress, what: &'static str },
     #[error("the bytes of {address} are not those that its name stands for")]
     Mismatch { address: FileAddress },
+    #[error("wrong bytes of {address} came from {}: {what}", holders.join(", "))]
+    Wrong { address: FileAddress, what: &'static str, holders: Vec<String> },
     #[error("{address} was not here by the deadline: {held} bytes had come")]
     Deadline { address: FileAddress, held: u64 },
     #[error("{what}: {why}")]

@@ -2,8 +2,9 @@
 //!
 //! Like the desk of a library that lends from other libraries: readers come with call slips, two slips for one book are one
 //! order, whoever stands at the desk is served before what might be wanted next, and that before what is only to be
-//! stocked. A library that does not answer is passed over, one that sends a wrong book is left alone for a while, and no
-//! reader waits longer than the notice on the wall says. Bytes do not come through here: the driver checks and keeps them.
+//! stocked. A library that does not answer is passed over, a book that came wrong is asked of another, what all send wrong
+//! nobody waits for, and no reader waits longer than the notice on the wall says. Bytes do not come through here: the driver
+//! checks and keeps them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -16,12 +17,14 @@ use crate::{BlockState, FetchError, outline_size};
 
 mod ask;
 mod done;
+mod doubt;
 mod entry;
 mod holders;
 mod invariant;
 mod reply;
 mod wait;
 
+use doubt::{Of, Why};
 use entry::{Block, Class, Entry, Length, Stage};
 use holders::Holders;
 
@@ -40,7 +43,9 @@ pub struct SupplySettings {
     pub range_timeout: Duration,
     /// How long to leave a holder alone that is busy.
     pub busy_pause: Duration,
-    /// How long to leave a holder alone that sent something wrong.
+    /// How long a holder is not asked for what it has sent wrong, or refused.
+    pub doubt: Duration,
+    /// How long a holder is asked last that sent wrong things of several files.
     pub rest: Duration,
     /// After a read has missed its deadline, those of the same file fail at once for so long, or until a block comes: the
     /// kernel asks again for what failed, and each time would cost a deadline.
@@ -59,6 +64,7 @@ impl Default for SupplySettings {
             window_max: 16,
             range_timeout: Duration::from_secs(2),
             busy_pause: Duration::from_millis(50),
+            doubt: Duration::from_secs(3),
             rest: Duration::from_secs(15),
             mute: Duration::from_secs(5),
             tickets_max: 1024,
@@ -122,8 +128,8 @@ pub enum Outcome<'a> {
 
 #[derive(Debug)]
 pub enum SupplyEvent<'a> {
-    /// Who can be asked, the best first.
-    Holders(&'a [PeerId]),
+    /// Who can be asked, the best first, and what to call them when an error speaks of them.
+    Holders(&'a [(PeerId, String)]),
     /// Somebody waits, at most for `timeout`.
     Asked {
         ticket: Ticket,
@@ -209,11 +215,15 @@ pub enum SupplyAction {
         ticket: Ticket,
         why: FetchError,
     },
-    /// This holder sent something wrong; it is not asked for a while.
+    /// This holder sent something wrong of the file; that it is not asked for a while.
     Distrust {
         holder: PeerId,
         file: FileId,
         what: &'static str,
+    },
+    /// This holder sent wrong things of several files; it is asked last for a while.
+    Rest {
+        holder: PeerId,
     },
     /// Let go of the file.
     Close {
@@ -295,6 +305,8 @@ const ANSWER_SOON: Duration = Duration::from_millis(300);
 const ANSWER_LATE: Duration = Duration::from_secs(1);
 const ROOM_MIN: usize = 2;
 const ROOM_FIRST: usize = 4;
+/// A holder that sends wrong things of so many files at a time is as good as none, as long as there is another.
+const WRONG_FILES_MAX: usize = 4;
 
 /// Whether something could be begun.
 enum Begun {
@@ -377,11 +389,11 @@ impl Supply {
         self.works.get(&work).is_some_and(|working| working.file.is_some())
     }
 
-    fn on_holders(&mut self, peers: &[PeerId]) {
+    fn on_holders(&mut self, peers: &[(PeerId, String)]) {
         for gone in self.holders.replace(peers) {
             self.ask_again_all(gone);
             for entry in self.files.values_mut() {
-                entry.refused.remove(&gone);
+                entry.doubts.forget(gone);
             }
         }
     }

@@ -376,7 +376,8 @@ impl Driver {
         for (_, peer) in before {
             self.endpoint.disconnect(peer);
         }
-        let peers: Vec<PeerId> = self.holders.iter().map(|(_, peer)| *peer).collect();
+        let peers: Vec<(PeerId, String)> =
+            self.holders.iter().map(|(address, peer)| (*peer, address.endpoint.clone())).collect();
         self.step(SupplyEvent::Holders(&peers), Cargo::default());
     }
 
@@ -472,8 +473,12 @@ impl Driver {
                 self.parking.fail(ticket, &why);
             }
             SupplyAction::Distrust { holder, file, what } => {
-                let endpoint = self.holders.iter().find(|(_, peer)| *peer == holder).map(|(known, _)| &known.endpoint);
-                tracing::error!(?endpoint, %file, what, "a storage node sent something wrong and is not asked for a while");
+                let endpoint = self.endpoint_of(holder);
+                tracing::error!(endpoint, %file, what, "a storage node sent something wrong, and is not asked for it for a while");
+            }
+            SupplyAction::Rest { holder } => {
+                let endpoint = self.endpoint_of(holder);
+                tracing::error!(endpoint, "a storage node sent wrong things of several files, and is asked last for a while");
             }
             SupplyAction::Close { file } => {
                 self.open.remove(&file);
@@ -499,6 +504,10 @@ impl Driver {
         }
         let at_hand = cargo.block.as_ref().map(|(offset, bytes)| (*offset, &bytes[..]));
         self.parking.answer(ticket, length, at_hand);
+    }
+
+    fn endpoint_of(&self, holder: PeerId) -> Option<&str> {
+        self.holders.iter().find(|(_, peer)| *peer == holder).map(|(known, _)| &*known.endpoint)
     }
 
     fn opened(&self, file: FileId) -> Arc<Cached> {

@@ -1,7 +1,7 @@
 //! The supply over real sockets, from stores that are honest, silent or lie, into a real cache.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -121,9 +121,8 @@ fn a_site(storages: usize) -> Site {
 }
 
 fn site_of(storages: Vec<Storage>, cache: Arc<Cache>, dir: tempfile::TempDir) -> Site {
-    let settings = SupplySettings { rest: Duration::from_secs(1), ..SupplySettings::default() };
     let (node, boot) = (NodeId([1; 16]), BootNonce::new(1, 1));
-    let parking = Arc::new(Parking::default());
+    let (parking, settings) = (Arc::new(Parking::default()), SupplySettings::default());
     let supplier = Supplier::start(node, boot, Certificate::new(), cache.clone(), parking.clone(), settings);
     let supplier = supplier.expect("threads");
     supplier.holders(storages.iter().map(|storage| storage.address.clone()).collect());
@@ -175,7 +174,8 @@ fn a_read_fetches_what_it_reads_and_the_block_is_at_hand() {
         let offset = (block * MIB + 77) as u64;
         let ticket = site.supplier.ticket();
         site.parking.park(ticket, move |came| {
-            let bytes = came.expect("it comes").covers(offset, 5).expect("it has just come");
+            let bytes =
+                came.expect("it comes").at_hand.and_then(|block| block.covers(offset, 5)).expect("it has just come");
             tx.send(bytes.to_vec()).expect("somebody waits");
         });
         assert!(site.supplier.ask(ticket, wanted, Need::Range { offset, length: 5 }, TIMEOUT));
@@ -196,8 +196,7 @@ fn a_node_that_lies_or_is_silent_is_passed_over_and_no_wrong_byte_is_kept() {
     site.storages[0].becomes(HONEST);
     site.storages[1].becomes(SILENT);
     site.supplier.holders(vec![site.storages[1].address.clone(), site.storages[0].address.clone()]);
-    // The one that lied rests still, and is asked when it has rested.
-    assert!(site.read(wanted, 2 * MIB as u64, 1).expect("it has rested") == content[2 * MIB..]);
+    assert!(site.read(wanted, 2 * MIB as u64, 1).expect("the other has it") == content[2 * MIB..]);
 }
 
 #[test]
@@ -206,13 +205,41 @@ fn where_all_lie_or_nobody_has_it_the_read_fails() {
     let (_, wanted) = site.file(2 * MIB);
     site.storages[0].becomes(LYING);
     let need = Need::Range { offset: 0, length: 9 };
-    let failed = site.supplier.fetch(wanted, need, Duration::from_secs(3));
-    assert!(matches!(failed, Err(FetchError::Deadline { .. })), "{failed:?}");
+    let failed = site.supplier.fetch(wanted, need, TIMEOUT).expect_err("every byte of it is wrong");
+    let FetchError::Wrong { holders, .. } = &failed else { panic!("{failed:?}") };
+    assert_eq!(holders, &[site.storages[0].address.endpoint.clone()]);
     let hash = hash_bytes(b"nobody has it");
     let unknown = Wanted { file: FileId::of(hash), hash: Some(hash), length: None };
     let other = a_site(1);
     let failed = other.supplier.fetch(unknown, Need::Length, TIMEOUT);
     assert!(matches!(failed, Err(FetchError::FileUnknown(_))), "{failed:?}");
+}
+
+#[test]
+fn a_rotten_file_fails_at_once_others_come_and_so_does_it_once_it_is_put_right() {
+    let site = a_site(1);
+    let clock = Clock::new();
+    let (content, rotten) = site.file(3 * MIB);
+    let path = site.storages[0].store.path(rotten.file).expect("it is stored");
+    let write = |byte| {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+        let file = fs::OpenOptions::new().write(true).open(&path).expect("it is there");
+        file.write_all_at(&[byte], MIB as u64).expect("written");
+    };
+    write(content[MIB] ^ 1);
+    let good: Vec<Wanted> = (1..100).map(|length| site.file(length).1).collect();
+    site.supplier.want(rotten, Fetching::Whole);
+    let started = clock.now();
+    let failed = site.supplier.fetch(rotten, Need::Whole, TIMEOUT);
+    assert!(matches!(failed, Err(FetchError::Wrong { .. })), "{failed:?}");
+    for wanted in good {
+        assert_eq!(site.supplier.fetch(wanted, Need::Whole, TIMEOUT), Ok(wanted.length.expect("it is told")));
+    }
+    assert!(clock.now().since(started) < Duration::from_secs(10), "somebody waited for a file that is rotten");
+    assert!(site.read(rotten, 0, MIB).expect("that block is right") == content[..MIB]);
+    assert!(site.storages[0].blocks_asked() <= 99 + 4, "what was right was kept");
+    write(content[MIB]);
+    assert_eq!(site.supplier.fetch(rotten, Need::Whole, TIMEOUT), Ok(3 * MIB as u64));
 }
 
 #[test]

@@ -117,9 +117,8 @@ impl Supply {
             if self.flying() >= self.room {
                 return false;
             }
-            let Some(entry) = self.files.get_mut(&file).filter(|entry| entry.stage == Stage::Ready) else {
-                return true;
-            };
+            let is_wanted = |entry: &&mut Entry| entry.stage == Stage::Ready && entry.how == Fetching::Whole;
+            let Some(entry) = self.files.get_mut(&file).filter(is_wanted) else { return true };
             let Some(block) = entry.next_for_whole() else { return true };
             if matches!(self.start(file, block, Class::Whole, now, actions), Begun::Later) {
                 return false;
@@ -139,7 +138,11 @@ impl Supply {
             | Stage::Sealing
             | Stage::Sealed => return Begun::Stale,
         };
-        let Some(to) = self.holders.choose(of.or(entry.preferred), &entry.refused) else { return Begun::Later };
+        let Some(to) = self.holders.choose(of.or(entry.preferred), &entry.doubts, Of::File, now) else {
+            let Some(why) = self.hopeless(file, Of::File, now) else { return Begun::Later };
+            self.fail_all(file, &why, actions);
+            return Begun::Stale;
+        };
         let part = if of.is_some_and(|of| of != to) { Part::Outline(0) } else { part };
         entry.stage = match part {
             Part::Length => Stage::Length { is_asked: true },
@@ -172,7 +175,11 @@ impl Supply {
             actions.push(SupplyAction::Check { work, file, block });
             return Begun::Yes;
         }
-        let Some(to) = self.holders.choose(entry.preferred, &entry.refused) else { return Begun::Later };
+        let Some(to) = self.holders.choose(entry.preferred, &entry.doubts, Of::Block(block), now) else {
+            let Some(why) = self.hopeless(file, Of::Block(block), now) else { return Begun::Later };
+            self.give_up(file, block, &why, actions);
+            return Begun::Stale;
+        };
         entry.set(block, Block::Asked);
         self.ask(file, Part::Block(block, class), to, now, actions);
         Begun::Yes

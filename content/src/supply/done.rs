@@ -22,7 +22,7 @@ impl Supply {
             (Kind::Outline { .. }, Outcome::Right) => self.on_ready(file, actions),
             (Kind::Outline { from }, Outcome::Wrong) => {
                 self.want_outline(file);
-                self.on_lie(file, from, "the outline is not the file's", now, actions);
+                self.on_lie(file, from, Of::File, "the outline is not the file's", now, actions);
             }
             (Kind::Fill { block, .. } | Kind::Check { block }, Outcome::Right) => {
                 entry.hold(block);
@@ -33,7 +33,7 @@ impl Supply {
             (Kind::Fill { block, from }, Outcome::Wrong) => {
                 entry.lose(block);
                 self.ask_again(file, block, Class::Whole);
-                self.on_lie(file, from, "a block is not the file's", now, actions);
+                self.on_lie(file, from, Of::Block(block), "a block is not the file's", now, actions);
             }
             (Kind::Seal, Outcome::Wrong) => self.restart(file, actions),
             (Kind::Check { block }, Outcome::Wrong) => {
@@ -103,29 +103,20 @@ impl Supply {
         &mut self,
         file: FileId,
         holder: PeerId,
+        of: Of,
         what: &'static str,
         now: Instant,
         actions: &mut Vec<SupplyAction>,
     ) {
-        self.distrust(file, holder, what, now, actions);
-        // If it is the length that is wrong, no holder can be right.
-        let Some(Length::Learned(_, from)) = self.files.get(&file).map(|entry| entry.length) else { return };
-        if from != holder {
-            self.distrust(file, from, "the length may be wrong", now, actions);
+        self.doubt(file, holder, of, what, now, actions);
+        let Some(entry) = self.files.get(&file) else { return };
+        let Length::Learned(_, teacher) = entry.length else { return };
+        // The outline is right, and has a value for each block: only the last can be of another size.
+        let is_length_right = matches!(of, Of::Block(block) if block + 1 < entry.blocks.len() as u64);
+        if !is_length_right {
+            // If it is the length that is wrong, no holder can be right.
+            self.doubt(file, teacher, Of::File, "the length may be wrong", now, actions);
+            self.restart(file, actions);
         }
-        self.restart(file, actions);
-    }
-
-    pub(super) fn distrust(
-        &mut self,
-        file: FileId,
-        holder: PeerId,
-        what: &'static str,
-        now: Instant,
-        actions: &mut Vec<SupplyAction>,
-    ) {
-        self.holders.rest(holder, now + self.settings.rest);
-        actions.push(SupplyAction::Distrust { holder, file, what });
-        self.ask_again_all(holder);
     }
 }

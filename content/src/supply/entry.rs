@@ -6,6 +6,7 @@ use std::ops::Range;
 use wire::limit::BLOCK_SIZE;
 use wire::{Instant, PeerId};
 
+use super::doubt::Doubts;
 use super::{Fetching, Need, Ticket, Wanted};
 use crate::{BlockState, FetchError};
 
@@ -100,8 +101,7 @@ pub(super) struct Entry {
     /// Everything before it has been begun for `Fetching::Whole`.
     pub(super) cursor: u64,
     pub(super) tickets: BTreeMap<Ticket, Need>,
-    /// Holders that do not give the file, and why.
-    pub(super) refused: BTreeMap<PeerId, FetchError>,
+    pub(super) doubts: Doubts,
     /// Who sent a block last.
     pub(super) preferred: Option<PeerId>,
     /// Until when reads fail at once, and with what.
@@ -123,7 +123,7 @@ impl Entry {
             held: 0,
             cursor: 0,
             tickets: BTreeMap::new(),
-            refused: BTreeMap::new(),
+            doubts: Doubts::default(),
             preferred: None,
             muted: None,
             streams: Vec::new(),
@@ -220,6 +220,12 @@ impl Entry {
 
     pub(super) fn is_awaited(&self, block: u64) -> bool {
         self.tickets.values().any(|need| self.blocks_of(*need).contains(&block))
+    }
+
+    /// Everybody who cannot do without the block.
+    pub(super) fn who_awaits(&self, block: u64) -> Vec<Ticket> {
+        let awaits = |need: &Need| *need == Need::Whole || self.blocks_of(*need).contains(&block);
+        self.tickets.iter().filter(|(_, need)| awaits(need)).map(|(ticket, _)| *ticket).collect()
     }
 
     /// Puts a block in line, or in a better one; false = it is where it belongs already.

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use wire::{Instant, PeerId};
 
-use crate::FetchError;
+use super::doubt::{Doubts, Of};
 
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Default, Debug)]
 struct Holder {
+    name: String,
     /// The last sign of life.
     heard_at: Instant,
-    /// It sent something wrong: not to be asked until then.
+    /// It sent wrong things of several files: only asked if there is nobody else, until then.
     rests_until: Option<Instant>,
     /// It is busy: not to be asked until then.
     pauses_until: Option<Instant>,
@@ -27,12 +28,13 @@ pub(super) struct Holders {
 
 impl Holders {
     /// Takes a new list; returns those that were on the old one only.
-    pub(super) fn replace(&mut self, peers: &[PeerId]) -> Vec<PeerId> {
-        let gone = self.order.iter().copied().filter(|peer| !peers.contains(peer)).collect();
-        self.order = peers.to_vec();
-        self.holders.retain(|peer, _| peers.contains(peer));
-        for peer in peers {
-            self.holders.entry(*peer).or_default();
+    pub(super) fn replace(&mut self, peers: &[(PeerId, String)]) -> Vec<PeerId> {
+        let before = std::mem::take(&mut self.order);
+        self.order = peers.iter().map(|(peer, _)| *peer).collect();
+        let gone: Vec<PeerId> = before.into_iter().filter(|peer| !self.order.contains(peer)).collect();
+        gone.iter().for_each(|peer| drop(self.holders.remove(peer)));
+        for (peer, name) in peers {
+            self.holders.entry(*peer).or_default().name.clone_from(name);
         }
         gone
     }
@@ -41,8 +43,12 @@ impl Holders {
         self.holders.contains_key(&peer)
     }
 
-    pub(super) fn rests(&self, peer: PeerId) -> bool {
-        self.holders.get(&peer).is_some_and(|holder| holder.rests_until.is_some())
+    pub(super) fn name(&self, peer: PeerId) -> &str {
+        self.holders.get(&peer).map_or("", |holder| &holder.name)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = PeerId> {
+        self.order.iter().copied()
     }
 
     /// Whether there is a holder, and `holds` of each.
@@ -51,13 +57,13 @@ impl Holders {
     }
 
     /// The best that may be asked; `preferred` if it is as good as any.
-    pub(super) fn choose(&self, preferred: Option<PeerId>, refused: &BTreeMap<PeerId, FetchError>) -> Option<PeerId> {
-        let may = self.order.iter().filter(|peer| {
+    pub(super) fn choose(&self, preferred: Option<PeerId>, doubts: &Doubts, of: Of, now: Instant) -> Option<PeerId> {
+        let may = |peer: &PeerId| self.holders[peer].pauses_until.is_none() && !doubts.bar(*peer, of, now);
+        self.iter().filter(may).min_by_key(|peer| {
             let holder = &self.holders[peer];
-            holder.rests_until.is_none() && holder.pauses_until.is_none() && !refused.contains_key(peer)
-        });
-        // Of several slow ones the one that has been so for the longest.
-        may.min_by_key(|peer| (self.holders[peer].slow_until, preferred != Some(**peer))).copied()
+            // Of several slow ones the one that has been so for the longest.
+            (holder.slow_until, holder.rests_until.is_some(), doubts.touch(*peer, now), preferred != Some(*peer))
+        })
     }
 
     pub(super) fn heard(&mut self, peer: PeerId, now: Instant) {
@@ -71,10 +77,9 @@ impl Holders {
         self.holders.get(&peer).map_or(Instant(0), |holder| holder.heard_at)
     }
 
-    pub(super) fn rest(&mut self, peer: PeerId, until: Instant) {
-        if let Some(holder) = self.holders.get_mut(&peer) {
-            holder.rests_until = Some(until);
-        }
+    /// Has it asked last; whether it was not before.
+    pub(super) fn rest(&mut self, peer: PeerId, until: Instant) -> bool {
+        self.holders.get_mut(&peer).is_some_and(|holder| holder.rests_until.replace(until).is_none())
     }
 
     pub(super) fn pause(&mut self, peer: PeerId, until: Instant) {
@@ -100,6 +105,6 @@ impl Holders {
 
     /// When somebody may be asked again who may not now.
     pub(super) fn next_change(&self) -> Option<Instant> {
-        self.holders.values().flat_map(|holder| [holder.rests_until, holder.pauses_until]).flatten().min()
+        self.holders.values().filter_map(|holder| holder.pauses_until).min()
     }
 }

@@ -12,20 +12,20 @@ impl Supply {
         actions: &mut Vec<SupplyAction>,
     ) {
         if let Message::Error(error, detail) = message {
-            return self.on_refused(from, error.request.get(), error.code.get(), detail, now, actions);
+            return self.on_refused(from, error.request.get(), error.code.get(), detail, now);
         }
         let Message::FileResponse(response, _) = message else { return };
         let (request, status) = (response.request.get(), response.status.get());
         if status != 0 {
             let code = u16::try_from(status).unwrap_or(u16::MAX);
-            return self.on_refused(from, request, code, b"", now, actions);
+            return self.on_refused(from, request, code, b"", now);
         }
         let file = response.file_uuid.file();
         let file_length = response.file_length.get();
         let (offset, is_outline) = (response.offset.get(), response.flags.get() & RESPONSE_OUTLINE != 0);
         let Some(asked) = self.asked.get(&request).copied().filter(|asked| asked.file == file && asked.to == from)
         else {
-            return self.on_late(from, file, file_length, offset, is_outline, payload_length, actions);
+            return self.on_late(from, file, file_length, offset, is_outline, payload_length, now, actions);
         };
         self.asked.remove(&request);
         self.on_heard(from, request, &asked, now);
@@ -34,7 +34,7 @@ impl Supply {
             // One of the two is wrong. Whoever told the length first knows nothing better than this one.
             let liar = if let Length::Learned(_, teacher) = entry.length { teacher } else { from };
             self.put_back(file, asked.part);
-            return self.on_lie(file, liar, "the file has another length", now, actions);
+            return self.on_lie(file, liar, Of::File, "the file has another length", now, actions);
         }
         match asked.part {
             Part::Length => {
@@ -45,7 +45,7 @@ impl Supply {
                 let size = outline_size(file_length);
                 if !is_outline || offset != at || payload_length != (size - at).min(BLOCK) {
                     self.put_back(file, asked.part);
-                    return self.on_lie(file, from, "the outline has another size", now, actions);
+                    return self.on_lie(file, from, Of::File, "the outline has another size", now, actions);
                 }
                 actions.push(SupplyAction::Append { file, offset });
                 if at + payload_length == size {
@@ -60,7 +60,7 @@ impl Supply {
             Part::Block(block, _) => {
                 if is_outline || offset != block * BLOCK || payload_length != entry.size_of(block) {
                     self.put_back(file, asked.part);
-                    return self.on_lie(file, from, "a block has another size", now, actions);
+                    return self.on_lie(file, from, Of::Block(block), "a block has another size", now, actions);
                 }
                 entry.preferred = Some(from);
                 self.fill(file, block, from, actions);
@@ -84,12 +84,14 @@ impl Supply {
         offset: u64,
         is_outline: bool,
         payload_length: u64,
+        now: Instant,
         actions: &mut Vec<SupplyAction>,
     ) {
-        let is_known = self.holders.is_known(from) && !self.holders.rests(from);
+        let is_known = self.holders.is_known(from);
         let Some(entry) = self.files.get_mut(&file).filter(|_| is_known && !is_outline) else { return };
         let block = offset / BLOCK;
         let is_wanted = entry.stage == Stage::Ready
+            && !entry.doubts.bar(from, Of::Block(block), now)
             && entry.length.known() == Some(file_length)
             && match entry.blocks.get(block as usize) {
                 Some(Block::InLine { .. } | Block::Asked) => true,
@@ -124,15 +126,7 @@ impl Supply {
         }
     }
 
-    pub(super) fn on_refused(
-        &mut self,
-        from: PeerId,
-        request: u64,
-        code: u16,
-        detail: &[u8],
-        now: Instant,
-        actions: &mut Vec<SupplyAction>,
-    ) {
+    pub(super) fn on_refused(&mut self, from: PeerId, request: u64, code: u16, detail: &[u8], now: Instant) {
         let Some(asked) = self.asked.get(&request).copied().filter(|asked| asked.to == from) else { return };
         self.asked.remove(&request);
         self.holders.heard(from, now);
@@ -147,13 +141,6 @@ impl Supply {
             None => FetchError::Protocol { address, what: "its error code is unknown" },
         };
         let entry = self.files.get_mut(&file).expect("requests for a closed file are forgotten");
-        entry.refused.insert(from, why);
-        if self.holders.all(|holder| entry.refused.contains_key(&holder)) {
-            // That one does not have it says less than that another does not give it.
-            let unknown = FetchError::FileUnknown(address);
-            let why = entry.refused.values().find(|why| **why != unknown).cloned().unwrap_or(unknown);
-            self.fail_all(file, &why, actions);
-            self.mute(file, why, now);
-        }
+        entry.doubts.add(from, Of::File, Why::Refused(why), now + self.settings.doubt);
     }
 }

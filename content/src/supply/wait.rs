@@ -28,7 +28,11 @@ impl Supply {
         entry.tickets.insert(ticket, need);
         match need {
             Need::Range { offset, length } => self.on_touched(file, offset, length),
-            Need::Whole => self.raise(file, Fetching::Whole, actions),
+            Need::Whole => {
+                // It may have been put right since, and whoever starts a job anew does so for that.
+                entry.doubts.clear();
+                self.raise(file, Fetching::Whole, actions);
+            }
             Need::Length => {}
         }
         self.seek(file);
@@ -194,18 +198,23 @@ impl Supply {
     /// Fails everybody who waits for the file, and stops fetching what nobody waits for.
     pub(super) fn fail_all(&mut self, file: FileId, why: &FetchError, actions: &mut Vec<SupplyAction>) {
         let Some(entry) = self.files.get_mut(&file) else { return };
-        entry.refused.clear();
-        entry.how = Fetching::Lazily;
-        if let Some(length) = entry.length.known() {
-            self.whole.remove(&(length, file));
-        }
         let tickets: Vec<Ticket> = entry.tickets.keys().copied().collect();
+        self.fetch_lazily(file);
         tickets.into_iter().for_each(|ticket| self.fail(ticket, why.clone(), actions));
         let Some(entry) = self.files.get_mut(&file) else { return };
         entry.leave_lines();
         self.errands.retain(|in_line| *in_line != file);
         self.demand.retain(|(in_line, _)| *in_line != file);
         self.ahead.retain(|(in_line, _)| *in_line != file);
+    }
+
+    /// Fetches no more of the file than is read.
+    pub(super) fn fetch_lazily(&mut self, file: FileId) {
+        let Some(entry) = self.files.get_mut(&file) else { return };
+        entry.how = Fetching::Lazily;
+        if let Some(length) = entry.length.known() {
+            self.whole.remove(&(length, file));
+        }
     }
 
     /// Somebody reads there: what comes next is wanted soon.

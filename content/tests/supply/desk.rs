@@ -150,6 +150,7 @@ impl Desk {
                 let why = match why {
                     FetchError::FileUnknown(_) => "FileUnknown",
                     FetchError::Mismatch { .. } => "Mismatch",
+                    FetchError::Wrong { holders, .. } => &format!("Wrong from {}", holders.join(" and ")),
                     FetchError::Deadline { .. } => "Deadline",
                     FetchError::Local { .. } => "Local",
                     other => panic!("{other}"),
@@ -157,6 +158,7 @@ impl Desk {
                 return format!("fail {}: {why}", ticket.0);
             }
             SupplyAction::Distrust { holder, .. } => return format!("distrust {}", name(*holder)),
+            SupplyAction::Rest { holder } => return format!("rest {}", name(*holder)),
             SupplyAction::Close { .. } => {
                 self.is_opened = false;
                 return "close".to_owned();
@@ -167,7 +169,8 @@ impl Desk {
     }
 
     pub fn holders(&mut self, holders: &[PeerId]) -> Vec<String> {
-        self.step(SupplyEvent::Holders(holders))
+        let named: Vec<(PeerId, String)> = holders.iter().map(|peer| (*peer, name(*peer).to_owned())).collect();
+        self.step(SupplyEvent::Holders(&named))
     }
 
     pub fn asks_for(&mut self, ticket: u64, wanted: Wanted, need: Need, timeout: Duration) -> Vec<String> {
@@ -245,6 +248,11 @@ impl Desk {
         self.answers(from, &format!("outline {offset}"), offset, RESPONSE_OUTLINE, length)
     }
 
+    /// The beginning of the content, as one does who does not know what an outline is.
+    pub fn sends_instead_of_outline(&mut self, from: PeerId) -> Vec<String> {
+        self.answers(from, "outline 0", 0, 0, outline_size(self.length))
+    }
+
     fn answers(&mut self, from: PeerId, what: &str, offset: u64, flags: u32, length: u64) -> Vec<String> {
         let request = self.requests[&(from, what.to_owned())];
         let fixed = FileResponse {
@@ -306,12 +314,20 @@ impl Desk {
             .count()
     }
 
+    /// From now on the file is another one.
+    pub fn turns_to(&mut self, number: u64, length: u64) {
+        let hash = hash_bytes(&number.to_le_bytes());
+        self.length = length;
+        self.wanted = Wanted { file: FileId::of(hash), hash: Some(hash), length: Some(length) };
+        self.is_opened = false;
+        self.works.clear();
+        self.requests.clear();
+    }
+
     /// Another file comes quickly, so that as much as may be is under way at once.
     fn warm_up(&mut self, blocks: u64) {
         let (wanted, length) = (self.wanted, self.length);
-        let hash = hash_bytes(b"another file");
-        self.length = (blocks + 1) * BLOCK;
-        self.wanted = Wanted { file: FileId::of(hash), hash: Some(hash), length: Some(self.length) };
+        self.turns_to(u64::MAX, (blocks + 1) * BLOCK);
         let absent = vec![BlockState::Absent; blocks as usize + 1];
         self.wants(Fetching::Lazily);
         self.opened(&absent, true);

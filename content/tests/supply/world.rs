@@ -219,7 +219,7 @@ impl World {
                 assert!(need == Need::Length || file.wanted.length.is_none() || length == file.length);
             }
             SupplyAction::Fail { ticket, .. } => drop(self.waiting.remove(&ticket).expect("who is failed waits")),
-            SupplyAction::Distrust { .. } | SupplyAction::Close { .. } => {}
+            SupplyAction::Distrust { .. } | SupplyAction::Rest { .. } | SupplyAction::Close { .. } => {}
         }
     }
 
@@ -257,7 +257,8 @@ impl World {
                 self.step(SupplyEvent::Doubted { file: self.files[file].wanted.file });
             }
             Happens::Holders { first, count } => {
-                let holders: Vec<PeerId> = (0..count).map(|at| PeerId((first + at) % HOLDERS)).collect();
+                let holder = |at| (PeerId((first + at) % HOLDERS), format!("holder {at}"));
+                let holders: Vec<(PeerId, String)> = (0..count).map(holder).collect();
                 self.step(SupplyEvent::Holders(&holders));
             }
             Happens::Reply { mood } => self.reply(mood),
