@@ -19,6 +19,11 @@ use wire::{BootNonce, ClientKey, Duration, FileAddress, FileId, Instant, Message
 
 use crate::mount::Parking;
 
+mod recent;
+
+pub use recent::Block;
+use recent::Recent;
+
 /// Threads that check and write.
 const FILLERS: usize = 2;
 /// Questions that have not been looked at yet; beyond it they fail.
@@ -60,6 +65,7 @@ struct Line {
     bytes_fetched: Arc<AtomicU64>,
 }
 
+    recent: Arc<Recent>,
 impl Drop for Line {
     fn drop(&mut self) {
         // The thread sees that nobody is left when it is woken.
@@ -86,12 +92,14 @@ impl Supplier {
         let (bytes_fetched, beats_unanswered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         for _ in 0..FILLERS {
             let filler = Filler {
+        let recent = Arc::new(Recent::default());
                 shelf: shelf.clone(),
                 waiting: waiting.clone(),
                 done: done.clone(),
                 count: bytes_fetched.clone(),
             };
             spawn("filler", move || filler.run())?;
+                recent: recent.clone(),
         }
         // Numbers of an earlier process of this node must not be taken for ours.
         let supply = Supply::new(node, NodeId::random().halves().0 >> 1, settings);
@@ -114,7 +122,7 @@ impl Supplier {
         spawn("supply", move || driver.run())?;
         let next_ticket = AtomicU64::new(0);
         let questions = Some(questions);
-        let line = Line { questions, bell, parking, next_ticket, beats_unanswered, bytes_fetched };
+        let line = Line { questions, bell, parking, next_ticket, beats_unanswered, bytes_fetched, recent };
         Ok(Self(Arc::new(line)))
     }
 
@@ -179,6 +187,16 @@ impl Supplier {
 
     fn send(&self, question: Question) -> bool {
         self.0.questions.as_ref().is_some_and(|questions| questions.try_send(question).is_ok())
+    /// The block that this byte of the file lies in, if it is one of the last that came.
+    pub fn at_hand(&self, file: FileId, offset: u64) -> Option<Arc<Block>> {
+        self.0.recent.find(file, offset)
+    }
+
+    /// Somebody has read the block to its end: the memory is used for the next one while the processor's caches still have it.
+    pub fn let_go(&self, block: &Arc<Block>) {
+        self.0.recent.let_go(block);
+    }
+
     }
 }
 
@@ -203,8 +221,8 @@ enum Job {
 struct Done {
     work: Work,
     outcome: Became,
-    /// A block that came and was right.
-    block: Option<(u64, Frame)>,
+    /// The block that came and was right.
+    block: Option<Arc<Block>>,
 }
 
 enum Became {
@@ -223,6 +241,7 @@ struct Filler {
     count: Arc<AtomicU64>,
 }
 
+    recent: Arc<Recent>,
 impl Filler {
     fn run(self) {
         while let Ok((work, job)) = self.waiting.recv() {
@@ -233,7 +252,7 @@ impl Filler {
         }
     }
 
-    fn perform(&self, job: Job) -> (Became, Option<(u64, Frame)>) {
+    fn perform(&self, job: Job) -> (Became, Option<Arc<Block>>) {
         let judge = |result: Result<bool, StoreError>| match result {
             Ok(true) => Became::Right,
             Ok(false) | Err(StoreError::Mismatch(_)) => Became::Wrong,
@@ -253,7 +272,10 @@ impl Filler {
                 Became::Right => {
                     self.count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                     self.shelf.grown(cached.file);
-                    (Became::Right, Some((block * wire::limit::BLOCK_SIZE as u64, bytes)))
+                    let offset = block * wire::limit::BLOCK_SIZE as u64;
+                    let block = Arc::new(Block { file: cached.file, offset, bytes });
+                    self.recent.add(block.clone());
+                    (Became::Right, Some(block))
                 }
                 became => (became, None),
             },
@@ -282,7 +304,7 @@ struct Waiting {
 #[derive(Default)]
 struct Cargo {
     payload: Option<Frame>,
-    block: Option<(u64, Frame)>,
+    block: Option<Arc<Block>>,
 }
 
 /// The thread that owns the core.
@@ -502,8 +524,7 @@ impl Driver {
             self.events.push_back(Follow::Doubt(file));
             return self.events.push_back(Follow::AskAgain(ticket, waiting));
         }
-        let at_hand = cargo.block.as_ref().map(|(offset, bytes)| (*offset, &bytes[..]));
-        self.parking.answer(ticket, length, at_hand);
+        self.parking.answer(ticket, length, cargo.block.as_ref());
     }
 
     fn endpoint_of(&self, holder: PeerId) -> Option<&str> {

@@ -179,9 +179,10 @@ impl Cached {
         (offset / BLOCK..end.div_ceil(BLOCK)).all(|block| self.state(block) == BlockState::Held)
     }
 
-    /// Whether every block is held.
+    /// Whether every block is held. Asked at every read, so it waits for nobody.
     pub fn is_whole(&self) -> bool {
-        self.locked().blocks_held == blocks(self.length)
+        let held: u64 = self.held.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum();
+        held == blocks(self.length)
     }
 
     /// Whether the file is whole under its name and looks as it did when it was found right: then it may be opened by

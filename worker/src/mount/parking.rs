@@ -4,26 +4,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use content::{FetchError, Ticket};
+
+use crate::supply::Block;
 
 /// What has come for a ticket.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival<'a> {
     /// Bytes of the whole file.
     pub length: u64,
-    /// The block that has just come, and where it lies in the file; everything that was asked for is in the cache too.
-    pub at_hand: Option<(u64, &'a [u8])>,
-}
-
-impl<'a> Arrival<'a> {
-    /// The bytes of the range, if they are at hand.
-    pub fn covers(&self, offset: u64, length: usize) -> Option<&'a [u8]> {
-        let (start, bytes) = self.at_hand?;
-        let begin = usize::try_from(offset.checked_sub(start)?).ok()?;
-        bytes.get(begin..begin.checked_add(length)?)
-    }
+    /// The block that has just come; everything that was asked for is in the cache too.
+    pub at_hand: Option<&'a Arc<Block>>,
 }
 
 type Parked = Box<dyn FnOnce(Result<Arrival<'_>, &FetchError>) + Send>;
@@ -45,7 +38,7 @@ impl Parking {
     }
 
     /// What the ticket waits for is here.
-    pub fn answer(&self, ticket: Ticket, length: u64, at_hand: Option<(u64, &[u8])>) {
+    pub fn answer(&self, ticket: Ticket, length: u64, at_hand: Option<&Arc<Block>>) {
         if let Some(then) = self.take(ticket) {
             then(Ok(Arrival { length, at_hand }));
         }
@@ -70,6 +63,7 @@ impl Parking {
 mod tests {
     use super::*;
     use std::sync::mpsc::channel;
+    use wire::FileId;
 
     #[test]
     fn each_ticket_is_answered_once_with_what_came_for_it() {
@@ -78,16 +72,18 @@ mod tests {
         for number in 0..3 {
             let tx = tx.clone();
             parking.park(Ticket(number), move |came| {
-                let bytes = came.map(|came| came.covers(12, 2).map(<[u8]>::to_vec)).map_err(ToString::to_string);
+                let bytes =
+                    came.map(|came| came.at_hand.map(|block| block.bytes.to_vec())).map_err(ToString::to_string);
                 tx.send((number, bytes)).expect("it is read");
             });
         }
-        parking.answer(Ticket(1), 100, Some((10, b"abcde")));
+        let block = Arc::new(Block { file: FileId::NIL, offset: 0, bytes: vec![7].into() });
+        parking.answer(Ticket(1), 100, Some(&block));
         parking.answer(Ticket(1), 100, None);
-        parking.answer(Ticket(0), 100, Some((10, b"abc")));
+        parking.answer(Ticket(0), 100, None);
         let why = FetchError::Local { what: "it".into(), why: "is not here".into() };
         parking.fail(Ticket(2), &why);
         let told: Vec<_> = rx.try_iter().collect();
-        assert_eq!(told, [(1, Ok(Some(b"cd".to_vec()))), (0, Ok(None)), (2, Err(why.to_string()))]);
+        assert_eq!(told, [(1, Ok(Some(vec![7]))), (0, Ok(None)), (2, Err(why.to_string()))]);
     }
 }

@@ -29,7 +29,7 @@ use super::Counts;
 use super::parking::{Arrival, Parking};
 use super::policy::{Facts, Handles, Recency, Way};
 use super::view::{Attr, Content, JOBS, Looked, View};
-use crate::supply::{Shelf, Supplier};
+use crate::supply::{Block, Shelf, Supplier};
 
 /// Nothing that is shown changes; what goes is taken back by name.
 const TTL: Duration = Duration::from_secs(365 * 86_400);
@@ -282,7 +282,7 @@ impl Shared {
         }
     }
 
-    fn read(self: &Arc<Self>, number: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+    fn read(self: &Arc<Self>, number: FileHandle, offset: u64, size: u32, mut reply: ReplyData) {
         let handle = held(&self.open).handles.get(&number.0).cloned();
         let Some(handle) = handle else { return reply.error(Errno::EBADF) };
         let left = handle.content.length.saturating_sub(offset);
@@ -290,18 +290,18 @@ impl Shared {
         let Some(cached) = handle.cached.as_ref().filter(|_| size > 0) else { return reply.data(&[]) };
         let (content, offset) = (handle.content, handle.content.offset + offset);
         if cached.holds(offset, size as u64) {
-            match self.read_held(cached, offset, size) {
-                Ok(bytes) => {
-                    reply.data(&bytes.0[..size]);
-                    give_back(bytes);
-                    Counts::add(&self.counts.bytes_served, size as u64);
+            match self.hand_over(cached, offset, size, None, reply) {
+                Ok(()) => {
                     if !cached.is_whole() {
                         self.supplier.touched(content.file, offset, size as u64);
                     }
                     return;
                 }
                 // It was removed since it was opened.
-                Err(error) => tracing::debug!(file = %content.file, %error, "a cached file is brought again"),
+                Err((back, error)) => {
+                    tracing::debug!(file = %content.file, %error, "a cached file is brought again");
+                    reply = back;
+                }
             }
         }
         let shared = self.clone();
@@ -313,34 +313,47 @@ impl Shared {
                     return reply.error(Errno::EIO);
                 }
             };
-            if let Some(bytes) = came.covers(offset, size) {
-                Counts::add(&shared.counts.bytes_served, size as u64);
-                return reply.data(bytes);
-            }
-            let cached = shared.shelf.store().cached(content.file, content.hash, content.file_length);
-            match cached.map_err(io::Error::other).and_then(|cached| shared.read_held(&cached, offset, size)) {
-                Ok(bytes) => {
-                    Counts::add(&shared.counts.bytes_served, size as u64);
-                    reply.data(&bytes.0[..size]);
-                    give_back(bytes);
-                }
-                Err(error) => {
-                    shared.failed(content.file, &error);
-                    reply.error(Errno::EIO);
-                }
+            let handed = match shared.shelf.store().cached(content.file, content.hash, content.file_length) {
+                Ok(cached) => shared.hand_over(&cached, offset, size, came.at_hand, reply),
+                Err(error) => Err((reply, io::Error::other(error))),
+            };
+            if let Err((reply, error)) = handed {
+                shared.failed(content.file, &error);
+                reply.error(Errno::EIO);
             }
         };
         let need = Need::Range { offset, length: size as u64 };
         self.ask(wanted(&content), need, self.read_timeout, then);
     }
 
-    /// What the cache holds, in a buffer that is given back after use.
-    fn read_held(&self, cached: &Cached, offset: u64, size: usize) -> io::Result<Buffer> {
-        let mut buffer = BUFFER.take();
-        // It grows to the largest request of the kernel, a MiB, and is used for every one after that.
-        buffer.0.resize(buffer.0.len().max(size), 0);
-        cached.read_at(&mut buffer.0[..size], offset)?;
-        Ok(buffer)
+    /// Answers with what the cache holds, from memory where it has just come.
+    fn hand_over(
+        &self,
+        cached: &Cached,
+        offset: u64,
+        size: usize,
+        came: Option<&Arc<Block>>,
+        reply: ReplyData,
+    ) -> Result<(), (ReplyData, io::Error)> {
+        let covering = came.is_none().then(|| self.supplier.at_hand(cached.file, offset)).flatten();
+        let found = came.or(covering.as_ref()).and_then(|block| Some((block, block.covers(offset, size)?)));
+        if let Some((block, bytes)) = found {
+            reply.data(bytes);
+            if block.offset + block.bytes.len() as u64 == offset + size as u64 {
+                self.supplier.let_go(block);
+            }
+        } else {
+            let mut buffer = BUFFER.take();
+            // It grows to the largest request of the kernel, a MiB, and is used for every one after that.
+            buffer.resize(buffer.len().max(size), 0);
+            if let Err(error) = cached.read_at(&mut buffer[..size], offset) {
+                return Err((reply, error));
+            }
+            reply.data(&buffer[..size]);
+            BUFFER.set(buffer);
+        }
+        Counts::add(&self.counts.bytes_served, size as u64);
+        Ok(())
     }
 
     fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], reply: ReplyEntry) {
@@ -399,14 +412,9 @@ impl Shared {
     }
 }
 
-/// One thread's room for what it hands over.
-#[derive(Default)]
-struct Buffer(Vec<u8>);
-
-thread_local!(static BUFFER: RefCell<Buffer> = const { RefCell::new(Buffer(Vec::new())) });
-
-fn give_back(buffer: Buffer) {
-    BUFFER.set(buffer);
+thread_local! {
+    /// One thread's room for what it hands over.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Whether the kernel has the cache file.
