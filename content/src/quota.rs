@@ -85,15 +85,22 @@ impl Quota {
 
     /// What is to be removed now; it counts as gone.
     pub fn evict(&mut self) -> Vec<FileId> {
+        if self.is_full() { self.cut_down_to(self.low) } else { Vec::new() }
+    }
+
+    /// What is to be removed so that the disk has room for so many bytes more, as far as pins allow; it counts as gone.
+    pub fn make_room(&mut self, bytes: u64) -> Vec<FileId> {
+        self.cut_down_to(self.used.saturating_sub(bytes))
+    }
+
+    fn cut_down_to(&mut self, bytes: u64) -> Vec<FileId> {
         let mut evicted = Vec::new();
-        if self.is_full() {
-            while self.low < self.used
-                && let Some((_, file)) = self.idle.pop_first()
-            {
-                let entry = self.files.remove(&file).expect("what is idle is known");
-                self.used -= entry.bytes;
-                evicted.push(file);
-            }
+        while bytes < self.used
+            && let Some((_, file)) = self.idle.pop_first()
+        {
+            let entry = self.files.remove(&file).expect("what is idle is known");
+            self.used -= entry.bytes;
+            evicted.push(file);
         }
         evicted
     }
@@ -134,6 +141,17 @@ mod tests {
         quota.unpin(file(1));
         assert_eq!(quota.evict(), [file(1)]);
         assert_eq!(quota.used(), 0);
+    }
+
+    #[test]
+    fn room_on_the_disk_is_made_of_what_nobody_needs() {
+        let mut quota = Quota::new(1_000, 800);
+        quota.pin(file(1));
+        (1..=4).for_each(|number| quota.set(file(number), 20));
+        assert_eq!(quota.make_room(0), []);
+        assert_eq!(quota.make_room(21), [file(2), file(3)]);
+        assert_eq!(quota.make_room(100), [file(4)], "and no more");
+        assert_eq!((quota.make_room(100), quota.used()), (vec![], 20));
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub trait Shelf: Send + Sync + 'static {
     fn store(&self) -> &Store;
     /// A file has more bytes on the disk than before.
     fn grown(&self, file: FileId);
+    /// The disk is full: removes what nobody needs, but not this file. False = there is nothing of the kind.
+    fn make_room(&self, file: FileId) -> bool;
 }
 
 enum Question {
@@ -63,9 +65,9 @@ struct Line {
     next_ticket: AtomicU64,
     beats_unanswered: Arc<AtomicU64>,
     bytes_fetched: Arc<AtomicU64>,
+    recent: Arc<Recent>,
 }
 
-    recent: Arc<Recent>,
 impl Drop for Line {
     fn drop(&mut self) {
         // The thread sees that nobody is left when it is woken.
@@ -90,16 +92,16 @@ impl Supplier {
         let (done, finished) = channel::to_owner(JOBS_MAX, &bell);
         let (jobs, waiting) = channel::to_helper(JOBS_MAX);
         let (bytes_fetched, beats_unanswered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let recent = Arc::new(Recent::default());
         for _ in 0..FILLERS {
             let filler = Filler {
-        let recent = Arc::new(Recent::default());
                 shelf: shelf.clone(),
                 waiting: waiting.clone(),
                 done: done.clone(),
                 count: bytes_fetched.clone(),
+                recent: recent.clone(),
             };
             spawn("filler", move || filler.run())?;
-                recent: recent.clone(),
         }
         // Numbers of an earlier process of this node must not be taken for ours.
         let supply = Supply::new(node, NodeId::random().halves().0 >> 1, settings);
@@ -185,8 +187,6 @@ impl Supplier {
         self.0.bytes_fetched.load(Ordering::Relaxed)
     }
 
-    fn send(&self, question: Question) -> bool {
-        self.0.questions.as_ref().is_some_and(|questions| questions.try_send(question).is_ok())
     /// The block that this byte of the file lies in, if it is one of the last that came.
     pub fn at_hand(&self, file: FileId, offset: u64) -> Option<Arc<Block>> {
         self.0.recent.find(file, offset)
@@ -197,6 +197,8 @@ impl Supplier {
         self.0.recent.let_go(block);
     }
 
+    fn send(&self, question: Question) -> bool {
+        self.0.questions.as_ref().is_some_and(|questions| questions.try_send(question).is_ok())
     }
 }
 
@@ -239,9 +241,9 @@ struct Filler {
     waiting: Receiver<(Work, Job)>,
     done: Outbox<Done>,
     count: Arc<AtomicU64>,
+    recent: Arc<Recent>,
 }
 
-    recent: Arc<Recent>,
 impl Filler {
     fn run(self) {
         while let Ok((work, job)) = self.waiting.recv() {
@@ -268,7 +270,7 @@ impl Filler {
                 });
                 (became.unwrap_or_else(|error| Became::Failed(error.to_string())), None)
             }
-            Job::Fill { cached, block, bytes } => match judge(cached.fill(block, &bytes).map(|_| true)) {
+            Job::Fill { cached, block, bytes } => match judge(self.with_room(&cached, || cached.fill(block, &bytes))) {
                 Became::Right => {
                     self.count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                     self.shelf.grown(cached.file);
@@ -285,11 +287,20 @@ impl Filler {
                 (if is_right { Became::Right } else { Became::Wrong }, None)
             }
             Job::Seal { cached } => {
-                let became = judge(self.shelf.store().seal(&cached).map(|_| true));
+                let became = judge(self.with_room(&cached, || self.shelf.store().seal(&cached)));
                 self.shelf.grown(cached.file);
                 (became, None)
             }
         }
+    }
+
+    /// Writes, and once more where the disk was full and room could be made.
+    fn with_room<T>(&self, cached: &Cached, write: impl Fn() -> Result<T, StoreError>) -> Result<bool, StoreError> {
+        match write() {
+            Err(StoreError::DiskFull) if self.shelf.make_room(cached.file) => write(),
+            written => written,
+        }
+        .map(|_| true)
     }
 }
 
@@ -500,7 +511,10 @@ impl Driver {
             }
             SupplyAction::Rest { holder } => {
                 let endpoint = self.endpoint_of(holder);
-                tracing::error!(endpoint, "a storage node sent wrong things of several files, and is asked last for a while");
+                tracing::error!(
+                    endpoint,
+                    "a storage node sent wrong things of several files, and is asked last for a while"
+                );
             }
             SupplyAction::Close { file } => {
                 self.open.remove(&file);

@@ -1,10 +1,12 @@
 //! The supply over real sockets, from stores that are honest, silent or lie, into a real cache.
 
+use std::ffi::CString;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use content::{Ask, Expected, FetchError, Fetching, HolderAddress, Need, Store, SupplySettings, Wanted, hash_bytes};
@@ -94,14 +96,23 @@ impl Drop for Storage {
     }
 }
 
-struct Cache(Store);
+struct Cache {
+    store: Store,
+    /// What nobody needs.
+    idle: Mutex<Vec<FileId>>,
+}
 
 impl Shelf for Cache {
     fn store(&self) -> &Store {
-        &self.0
+        &self.store
     }
 
     fn grown(&self, _: FileId) {}
+
+    fn make_room(&self, _: FileId) -> bool {
+        let idle = std::mem::take(&mut *self.idle.lock().expect("nobody has panicked"));
+        idle.iter().map(|file| self.store.evict(*file).expect("it goes")).count() > 0
+    }
 }
 
 struct Site {
@@ -116,8 +127,39 @@ struct Site {
 fn a_site(storages: usize) -> Site {
     let dir = tempfile::tempdir().expect("a directory");
     let storages: Vec<Storage> = (0..storages).map(|at| Storage::start(dir.path(), &format!("s{at}"))).collect();
-    let cache = Arc::new(Cache(Store::open(&dir.path().join("cache"), NodeId([1; 16])).expect("a store")));
+    let cache = a_cache(dir.path());
     site_of(storages, cache, dir)
+}
+
+fn a_cache(dir: &Path) -> Arc<Cache> {
+    let store = Store::open(&dir.join("cache"), NodeId([1; 16])).expect("a store");
+    Arc::new(Cache { store, idle: Mutex::default() })
+}
+
+/// A file system in memory; unmounted when it goes.
+struct SmallDisk(CString);
+
+impl SmallDisk {
+    /// `None` where nobody lets us mount.
+    fn mount(path: &Path, mebibytes: u32) -> Option<Self> {
+        fs::create_dir(path).expect("made");
+        let [target, kind] = [path.as_os_str().as_bytes(), b"tmpfs"].map(|it| CString::new(it).expect("no NUL"));
+        let data = CString::new(format!("size={mebibytes}m")).expect("no NUL");
+        // SAFETY: all strings outlive the call.
+        let failed =
+            unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, data.as_ptr().cast()) != 0 };
+        if failed {
+            eprintln!("not tested: nothing can be mounted here: {}", std::io::Error::last_os_error());
+        }
+        (!failed).then_some(Self(target))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // SAFETY: the string outlives the call. What fails leaves a directory in /tmp.
+        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
+    }
 }
 
 fn site_of(storages: Vec<Storage>, cache: Arc<Cache>, dir: tempfile::TempDir) -> Site {
@@ -145,7 +187,7 @@ impl Site {
     fn read(&self, wanted: Wanted, offset: u64, length: usize) -> Result<Vec<u8>, FetchError> {
         let need = Need::Range { offset, length: length as u64 };
         let file_length = self.supplier.fetch(wanted, need, TIMEOUT)?;
-        let cached = self.cache.0.cached(wanted.file, wanted.hash, file_length).expect("it is there");
+        let cached = self.cache.store.cached(wanted.file, wanted.hash, file_length).expect("it is there");
         let mut bytes = vec![0; length];
         cached.read_at(&mut bytes, offset).expect("it is held");
         Ok(bytes)
@@ -160,7 +202,7 @@ fn files_of_every_size_around_a_block_come_whole_and_are_sealed() {
         for wanted in [Wanted { hash: None, length: None, ..wanted }, wanted] {
             assert_eq!(site.supplier.fetch(wanted, Need::Whole, TIMEOUT), Ok(length as u64));
         }
-        let path = site.cache.0.path(wanted.file).expect("it is in the store");
+        let path = site.cache.store.path(wanted.file).expect("it is in the store");
         assert!(fs::read(path).expect("it is there") == content, "{length}");
     }
 }
@@ -260,7 +302,7 @@ fn what_was_fetched_before_a_restart_is_looked_at_and_not_fetched_again() {
     // A bit of one block has rotted meanwhile.
     let file = fs::OpenOptions::new().write(true).open(part).expect("it is there");
     file.write_all_at(&[content[2 * MIB] ^ 1], 2 * MIB as u64).expect("written");
-    let cache = Arc::new(Cache(Store::open(&dir.path().join("cache"), NodeId([1; 16])).expect("a store")));
+    let cache = a_cache(dir.path());
     let site = site_of(storages, cache, dir);
     let before = site.storages[0].blocks_asked();
     for (block, asked) in [(0, 0), (4, 0), (2, 1)] {
@@ -274,9 +316,29 @@ fn a_file_that_is_removed_while_it_is_read_comes_again() {
     let site = a_site(1);
     let (content, wanted) = site.file(3 * MIB);
     assert!(site.read(wanted, 0, 9).expect("it comes") == content[..9]);
-    site.cache.0.evict(wanted.file).expect("it goes");
+    site.cache.store.evict(wanted.file).expect("it goes");
     assert!(site.read(wanted, 0, 9).expect("it comes") == content[..9]);
     assert_eq!(site.storages[0].blocks_asked(), 2);
+}
+
+#[test]
+fn a_full_disk_makes_room_once_and_then_fails_the_file_clearly() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let Some(_disk) = SmallDisk::mount(&dir.path().join("disk"), 8) else { return };
+    let storages = vec![Storage::start(dir.path(), "s0")];
+    let cache = a_cache(&dir.path().join("disk"));
+    let site = site_of(storages, cache, dir);
+    let (_, idle) = site.file(4 * MIB);
+    let (content, wanted) = site.file(6 * MIB);
+    let (_, too_large) = site.file(9 * MIB);
+    assert_eq!(site.supplier.fetch(idle, Need::Whole, TIMEOUT), Ok(4 * MIB as u64));
+    site.cache.idle.lock().expect("nobody has panicked").push(idle.file);
+    assert_eq!(site.supplier.fetch(wanted, Need::Whole, TIMEOUT), Ok(6 * MIB as u64));
+    assert!(site.read(wanted, 0, 6 * MIB).expect("it is here") == content);
+    assert!(!site.cache.store.have(idle.file));
+    let failed = site.supplier.fetch(too_large, Need::Whole, TIMEOUT).expect_err("there is no room");
+    assert!(failed.to_string().ends_with("no room on the disk"), "{failed}");
+    assert!(site.read(wanted, 0, 6 * MIB).expect("it is here still") == content);
 }
 
 #[test]

@@ -15,10 +15,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use content::{Quota, SEALED_AT, Store, StoreError};
+use wire::limit::MIB;
 use wire::{FileId, Hash, JobId};
 
 use crate::supply::Shelf;
 
+/// As much is removed at a time when the disk is full.
+const ROOM_MIN: u64 = 64 * MIB as u64;
 /// How often a file may turn out not to be as it was while it is opened.
 const OPENINGS_MAX: u32 = 4;
 
@@ -124,14 +127,18 @@ impl Cache {
     }
 
     fn evict(&self, needs: &mut Needs) {
-        for file in needs.quota.evict() {
-            match self.store.evict(file) {
-                Ok(bytes) => tracing::debug!(%file, bytes, "no job needs it, and the cache is full: removed"),
-                Err(error) => tracing::warn!(%file, %error, "a cached file cannot be removed"),
-            }
-        }
+        self.remove_all(needs.quota.evict());
         if needs.quota.is_full() {
             tracing::warn!(bytes = needs.quota.used(), "the jobs that are here need more than cache_size_max");
+        }
+    }
+
+    fn remove_all(&self, files: Vec<FileId>) {
+        for file in files {
+            match self.store.evict(file) {
+                Ok(bytes) => tracing::debug!(%file, bytes, "no job needs it, and the room is needed: removed"),
+                Err(error) => tracing::warn!(%file, %error, "a cached file cannot be removed"),
+            }
         }
     }
 
@@ -157,6 +164,16 @@ impl Shelf for Cache {
         let mut needs = self.needs();
         needs.quota.set(file, self.store.size_on_disk(file));
         self.evict(&mut needs);
+    }
+
+    fn make_room(&self, file: FileId) -> bool {
+        let mut needs = self.needs();
+        needs.quota.pin(file);
+        let gone = needs.quota.make_room(ROOM_MIN);
+        needs.quota.unpin(file);
+        let some = !gone.is_empty();
+        self.remove_all(gone);
+        some
     }
 }
 
@@ -310,6 +327,36 @@ mod tests {
         cache.release(job);
         let last = fetch_large(&cache, 5);
         assert_eq!([needed, new, last].map(|file| cache.holds(file, None)), [false, true, true]);
+    }
+
+    #[test]
+    fn files_that_are_here_in_part_count_with_what_is_here_of_them() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cache = open(dir.path(), 5 << 19);
+        let content = vec![7; 10 << 20];
+        let outline = content::outline_file(&content[..]).expect("it is in memory");
+        let hash = outline.root().expect("it is known");
+        let whole = fetch_large(&cache, 1);
+        let part = cache.store.cached(FileId::of(hash), Some(hash), 10 << 20).expect("room");
+        part.take_outline(&outline.encode()).expect("it is right");
+        for block in [3, 8] {
+            part.fill(block, &content[..1 << 20]).expect("it is right");
+            cache.grown(part.file);
+        }
+        assert_eq!((cache.holds(whole, None), cache.store.size_on_disk(part.file)), (false, 2 << 20));
+        fetch_large(&cache, 2);
+        assert_eq!(cache.store.size_on_disk(part.file), 0, "and it goes like any other");
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_no_job_needs_but_not_what_is_being_filled() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cache = open(dir.path(), 1 << 30);
+        let files = [fetch_large(&cache, 1), fetch_large(&cache, 2), fetch_large(&cache, 3)];
+        cache.keep(JobId([1; 16]), files[0]);
+        assert!(cache.make_room(files[1]));
+        assert_eq!(files.map(|file| cache.holds(file, None)), [true, true, false]);
+        assert!(!cache.make_room(files[1]), "nothing is left that could go");
     }
 
     #[test]
