@@ -16,8 +16,9 @@ use crate::{ClientError, Connection};
 const CLASS_INPUT: u8 = 0;
 /// Files asked about, brought and recorded before the next are begun.
 const FILES_PER_BATCH_MAX: usize = 256;
-/// Puts that are open at once, unless fewer have so many bytes.
-const PUTS_MAX: usize = 16;
+/// Puts that are open at once, unless fewer have so many bytes. Storage makes those durable together that end together, and
+/// what a peer may ask at once is as many.
+const PUTS_MAX: usize = 64;
 const OPEN_BYTES_MAX: u64 = 16 << 20;
 
 /// One file on its way.

@@ -11,12 +11,14 @@
 //!
 //! A store is like a press: type is set on the stone, proofread, locked, and only then printed; nobody ever reads the
 //! stone. A file is written and verified in `staging/`, made durable there, and becomes visible by one rename; only when the
-//! directory is durable too is it acknowledged. After a crash at any point a file is absent or whole.
+//! directory is durable too is it acknowledged. After a crash at any point a file is absent or whole. Waiting for the disk
+//! is what takes the time, and it takes as long for many files as for one: uploads that end together are made durable
+//! together.
 //!
 //! Every file is a file of its own here, small ones too. The full hash lies beside the content in a user attribute and can
 //! always be computed again; so can the outline, which is why nobody waits until it is durable.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -47,6 +49,9 @@ use upload::Upload;
 
 /// Files kept mapped after a send, so that the ranges of one file share a mapping.
 const MAPS_MAX: usize = 32;
+
+/// Directories that are made durable one by one: as many as one new file may change.
+const DIRECTORIES_SYNCED_MAX: usize = 3;
 
 /// The unit of `Metadata::blocks`.
 const BYTES_PER_DISK_BLOCK: u64 = 512;
@@ -128,6 +133,14 @@ impl Expected {
     }
 }
 
+/// An upload that is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Commit {
+    pub upload: u64,
+    pub expected: Expected,
+    pub length: u64,
+}
+
 /// A file that is in the store, durably.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed {
@@ -152,7 +165,16 @@ pub struct Store {
     maps: Mutex<VecDeque<(FileId, Arc<Mmap>)>>,
     /// Held over "is it here" and the rename that answers it, so that two commits of one name take turns.
     publishing: Mutex<()>,
-    _lock: File,
+    /// Locked while the store is open. By it the kernel tells of writes that were lost since the last sync of them all.
+    lock: File,
+}
+
+/// A file that is verified and complete under a name that nobody reads.
+struct Ready {
+    file: Arc<File>,
+    from: PathBuf,
+    hash: Hash,
+    outline: Outline,
 }
 
 impl Store {
@@ -173,7 +195,7 @@ impl Store {
             uploads: Mutex::default(),
             maps: Mutex::default(),
             publishing: Mutex::default(),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -241,14 +263,14 @@ impl Store {
             return Ok(held(known).held);
         }
         let path = self.layout.part(upload);
-        let file = self.disk.create(&path)?;
+        let file = Arc::new(self.disk.create(&path)?);
         if let Some(length) = length
             && let Err(error) = self.disk.preallocate(&file, length)
         {
             let _ = self.disk.remove(&path);
             return Err(error.into());
         }
-        let new = Upload { file, path, length, held: 0, hasher: OutlineHasher::default() };
+        let new = Upload { file, path, length, held: 0, hasher: OutlineHasher::default(), is_ending: false };
         held(&self.uploads).insert(upload, Arc::new(Mutex::new(new)));
         Ok(0)
     }
@@ -261,7 +283,7 @@ impl Store {
         let shared = held(&self.uploads).get(&upload).cloned().ok_or(StoreError::UploadUnknown(upload))?;
         let mut state = held(&shared);
         let news = state.news(offset, bytes);
-        if news.is_empty() {
+        if news.is_empty() || state.is_ending {
             return Ok(state.held);
         }
         let end = state.held + news.len() as u64;
@@ -283,33 +305,58 @@ impl Store {
     /// Ends an upload: verifies it, makes it durable and visible. When the expected content is here already that is
     /// success, whether or not the upload is. An upload that does not turn out as expected is given up.
     pub fn commit(&self, upload: u64, expected: Expected, length: u64) -> Result<Committed, StoreError> {
+        self.commit_each(&[Commit { upload, expected, length }]).pop().expect("there is an answer for each")
+    }
+
+    /// As `commit`, for several uploads that wait for the disk only once; an answer for each.
+    pub fn commit_each(&self, commits: &[Commit]) -> Vec<Result<Committed, StoreError>> {
+        let mut ready = Vec::with_capacity(commits.len());
+        let found: Vec<_> = commits.iter().map(|commit| self.end(commit, &mut ready)).collect();
+        let mut published = self.publish(&ready).into_iter();
+        let mut answers = Vec::with_capacity(commits.len());
+        for (commit, found) in commits.iter().zip(found) {
+            let answer = match found {
+                Ok(None) => published.next().expect("there is an answer for each"),
+                Ok(Some(found)) => Ok(found),
+                Err(error) => Err(error),
+            };
+            match &answer {
+                Ok(Committed { already_there: false, .. }) => {
+                    held(&self.uploads).remove(&commit.upload);
+                }
+                // Somebody else may be ending it.
+                Err(StoreError::UploadUnknown(_)) => {}
+                Ok(_) | Err(_) => self.abort(commit.upload),
+            }
+            answers.push(answer);
+        }
+        answers
+    }
+
+    /// Finds what is here already, or verifies an upload and adds it to `ready`.
+    fn end(&self, commit: &Commit, ready: &mut Vec<Ready>) -> Result<Option<Committed>, StoreError> {
         self.check_disk()?;
+        let Commit { upload, expected, length } = *commit;
         let found = match expected {
             Expected::Hash(hash) => self.find(hash)?,
             Expected::Id(file) if self.have(file) => self.find(self.stat(file)?.hash)?,
             Expected::Id(_) | Expected::Anything => None,
         };
-        if let Some(found) = found {
-            self.abort(upload);
+        if found.is_some() {
             return Ok(found);
         }
         let shared = held(&self.uploads).get(&upload).cloned().ok_or(StoreError::UploadUnknown(upload))?;
-        let state = held(&shared);
-        let committed = self.verify(&state, expected, length).and_then(|outline| {
-            if state.length.is_some_and(|reserved| reserved != length) {
-                self.disk.truncate(&state.file, length)?;
-            }
-            self.publish(&state.file, &state.path, &outline)
-        });
-        // Nobody waits for the table of uploads while holding an upload: `begin` locks them in the other order.
-        drop(state);
-        match &committed {
-            Ok(Committed { already_there: false, .. }) => {
-                held(&self.uploads).remove(&upload);
-            }
-            Ok(_) | Err(_) => self.abort(upload),
+        let mut state = held(&shared);
+        if state.is_ending {
+            return Err(StoreError::UploadUnknown(upload));
         }
-        committed
+        let (hash, outline) = self.verify(&state, expected, length)?;
+        if state.length.is_some_and(|reserved| reserved != length) {
+            self.disk.truncate(&state.file, length)?;
+        }
+        state.is_ending = true;
+        ready.push(Ready { file: state.file.clone(), from: state.path.clone(), hash, outline });
+        Ok(None)
     }
 
     /// Gives an upload up; unknown ones are given up already.
@@ -334,7 +381,9 @@ impl Store {
         // Who owned it could make it writable again.
         // SAFETY: geteuid has no preconditions.
         std::os::unix::fs::fchown(&file, Some(unsafe { libc::geteuid() }), None)?;
-        let committed = self.publish(&file, path, &outline)?;
+        let hash = outline.root().expect("an outline that was made here has a root");
+        let ready = Ready { file: Arc::new(file), from: path.to_path_buf(), hash, outline };
+        let committed = self.publish(&[ready]).pop().expect("there is an answer for each")?;
         if committed.already_there {
             self.disk.remove(path)?;
         }
@@ -490,13 +539,13 @@ impl Store {
         }
     }
 
-    fn verify(&self, state: &Upload, expected: Expected, length: u64) -> Result<Outline, StoreError> {
+    fn verify(&self, state: &Upload, expected: Expected, length: u64) -> Result<(Hash, Outline), StoreError> {
         if state.held != length {
             return Err(StoreError::Mismatch(format!("{} of {length} bytes are here", state.held)));
         }
         let hash = state.hasher.hash();
         if expected.is_met_by(hash) {
-            return Ok(state.hasher.finish());
+            return Ok((hash, state.hasher.finish()));
         }
         let expected = match expected {
             Expected::Hash(expected) => expected.to_string(),
@@ -506,27 +555,86 @@ impl Store {
         Err(StoreError::Mismatch(format!("{expected} was expected, and the bytes hash to {hash}")))
     }
 
-    /// The commit proper. The order is the whole point: content durable under a name nobody reads, then the real name,
-    /// then the real name durable, then the answer.
-    fn publish(&self, file: &File, from: &Path, outline: &Outline) -> Result<Committed, StoreError> {
-        let hash = outline.root().expect("an outline that was made here has a root");
-        let (id, length) = (FileId::of(hash), outline.length());
-        self.disk.set_hash(file, hash)?;
-        self.disk.seal(file)?;
-        self.disk.sync_data(file)?;
+    /// The commit proper, with an answer for each. The order is the whole point: contents durable under names nobody reads,
+    /// then the real names, then the real names durable, then the answers.
+    fn publish(&self, ready: &[Ready]) -> Vec<Result<Committed, StoreError>> {
+        let sealed: Vec<_> = ready.iter().map(|ready| self.seal_content(ready)).collect();
+        let contents: Vec<&File> =
+            ready.iter().zip(&sealed).filter(|(_, is)| is.is_ok()).map(|(it, _)| &*it.file).collect();
+        let is_durable = self.sync_contents(&contents).is_ok();
         let _publishing = held(&self.publishing);
+        let (mut placed, mut changed) = (BTreeMap::new(), BTreeSet::new());
+        let mut answers = Vec::with_capacity(ready.len());
+        for (ready, sealed) in ready.iter().zip(sealed) {
+            answers.push(match sealed {
+                Ok(()) if is_durable => self.place(ready, &mut placed, &mut changed),
+                Ok(()) => Err(StoreError::Bad),
+                Err(error) => Err(error.into()),
+            });
+        }
+        // Also what a failure has left: whoever comes next takes a directory that is there for durable.
+        if self.sync_directories(&changed).is_err() {
+            answers.iter_mut().for_each(|answer| *answer = Err(StoreError::Bad));
+        }
+        for committed in answers.iter().flatten() {
+            held(&self.files).insert(committed.file, committed.length);
+        }
+        answers
+    }
+
+    fn seal_content(&self, ready: &Ready) -> io::Result<()> {
+        self.disk.set_hash(&ready.file, ready.hash)?;
+        self.disk.seal(&ready.file)
+    }
+
+    /// Gives a durable content its name, and adds the directories that have to be made durable for it to `changed`. `placed`
+    /// has the contents that wait for the same.
+    fn place(
+        &self,
+        ready: &Ready,
+        placed: &mut BTreeMap<FileId, Committed>,
+        changed: &mut BTreeSet<PathBuf>,
+    ) -> Result<Committed, StoreError> {
+        let Ready { from, hash, outline, .. } = ready;
+        let (hash, id) = (*hash, FileId::of(*hash));
         if let Some(found) = self.find(hash)? {
             return Ok(found);
         }
+        if let Some(twin) = placed.get(&id) {
+            let (here, asked) = (twin.hash, hash);
+            let found = Committed { already_there: true, ..*twin };
+            return if here == asked { Ok(found) } else { Err(StoreError::ExistsDifferent { file: id, here, asked }) };
+        }
         let (directories, path) = self.layout.of(id);
-        for directory in &directories {
-            self.disk.make_directory(directory)?;
+        let mut parent = self.layout.files();
+        for directory in directories {
+            if self.disk.create_directory(&directory)? {
+                changed.insert(parent);
+            }
+            parent = directory;
         }
         self.keep_outline(id, outline);
         self.disk.rename(from, &path)?;
-        self.disk.sync_directory(&directories[1])?;
-        held(&self.files).insert(id, length);
-        Ok(Committed { file: id, hash, length, already_there: false })
+        changed.insert(parent);
+        let committed = Committed { file: id, hash, length: outline.length(), already_there: false };
+        placed.insert(id, committed);
+        Ok(committed)
+    }
+
+    /// Several at once are made durable with all else on their filesystem, which is as long a wait as for one of them.
+    fn sync_contents(&self, contents: &[&File]) -> io::Result<()> {
+        match contents {
+            [] => Ok(()),
+            [content] => self.disk.sync_data(content),
+            _ => self.disk.sync_filesystem(&self.lock),
+        }
+    }
+
+    fn sync_directories(&self, changed: &BTreeSet<PathBuf>) -> io::Result<()> {
+        if changed.len() > DIRECTORIES_SYNCED_MAX {
+            return self.disk.sync_filesystem(&self.lock);
+        }
+        changed.iter().try_for_each(|directory| self.disk.sync_directory(directory))
     }
 
     /// Keeps an outline beside where the file is or will be. Without it the store is only slower: one that a crash tears is

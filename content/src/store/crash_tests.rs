@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use wire::{FileId, NodeId};
 
 use super::disk::Step;
-use super::{Committed, Expected, Store, StoreError};
+use super::{Commit, Committed, Expected, Store, StoreError};
 use crate::hash_bytes;
 
 /// What goes wrong, and before which step, counted from 0.
@@ -58,6 +58,18 @@ fn put(store: &Store, upload: u64, content: &[u8], piece: usize) -> Result<Commi
         store.write(upload, (number * piece) as u64, bytes)?;
     }
     store.commit(upload, Expected::Hash(hash_bytes(content)), content.len() as u64)
+}
+
+/// Puts them all at once, in uploads from `upload` on.
+fn put_each(store: &Store, upload: u64, contents: &[Vec<u8>]) -> Vec<Result<Committed, StoreError>> {
+    let mut commits = Vec::new();
+    for (upload, content) in (upload..).zip(contents) {
+        let length = content.len() as u64;
+        // What is refused here is unknown at its commit.
+        let _ = store.begin(upload, Some(length)).and_then(|_| store.write(upload, 0, content));
+        commits.push(Commit { upload, expected: Expected::Hash(hash_bytes(content)), length });
+    }
+    store.commit_each(&commits)
 }
 
 fn is_whole(store: &Store, content: &[u8]) -> bool {
@@ -117,6 +129,83 @@ fn a_crash_before_any_step_leaves_a_file_absent_or_whole() {
 fn a_full_disk_at_any_step_leaves_nothing_half_done() {
     let refuse = |step: &usize| survives(b"some bytes to keep", 7, Fault::Refuse { step: *step, errno: libc::ENOSPC });
     assert_eq!((0..).take_while(refuse).count(), 14);
+}
+
+/// Several puts that end together under one fault, then a restart. Returns whether the fault was reached.
+fn survive_together(contents: &[Vec<u8>], fault: Fault) -> bool {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (hit, answers, bad) = {
+        let store = open(dir.path());
+        *store.disk.faults.lock().expect("no panic") = Faults::plan(fault);
+        let answers = put_each(&store, 1, contents);
+        for content in contents {
+            let file = FileId::of(hash_bytes(content));
+            let is_acknowledged = answers.iter().flatten().any(|committed| committed.file == file);
+            assert_eq!(store.have(file), is_acknowledged, "what is not durable is not shown");
+        }
+        let hit = store.disk.faults.lock().expect("no panic").hit;
+        (hit, answers, store.disk.is_bad())
+    };
+    let store = open(dir.path());
+    assert!(staging_is_empty(dir.path()));
+    for (content, answer) in contents.iter().zip(&answers) {
+        assert!(is_whole(&store, content) || answer.is_err(), "what was acknowledged is there");
+        assert!(!bad || answer.is_err(), "a failed sync is never acknowledged");
+    }
+    for answer in put_each(&store, 9, contents) {
+        answer.expect("the disk works again");
+    }
+    assert!(contents.iter().all(|content| is_whole(&store, content)));
+    hit
+}
+
+fn some_contents() -> [Vec<u8>; 4] {
+    [b"one".to_vec(), Vec::new(), b"three".to_vec(), b"one".to_vec()]
+}
+
+#[test]
+fn a_crash_before_any_step_of_a_common_commit_loses_nothing_acknowledged() {
+    let steps = (0..).take_while(|step| survive_together(&some_contents(), Fault::Crash { step: *step })).count();
+    // Create and reserve 4, 3 writes, hash and seal 4, sync, 6 directories and 3 renames, sync, the part of the twin goes.
+    assert_eq!(steps, 4 * 2 + 3 + 4 * 2 + 1 + 6 + 3 + 1 + 1);
+}
+
+#[test]
+fn a_disk_that_refuses_any_step_of_a_common_commit_fails_those_that_it_concerns() {
+    for errno in [libc::ENOSPC, libc::EIO] {
+        let refuse = |step: &usize| survive_together(&some_contents(), Fault::Refuse { step: *step, errno });
+        assert_eq!((0..).take_while(refuse).count(), 31);
+    }
+}
+
+#[test]
+fn of_several_that_end_together_each_gets_its_own_answer() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path());
+    let here = put(&store, 1, b"here", 64).expect("it is stored");
+    let contents = [b"new".to_vec(), b"here".to_vec(), b"new".to_vec()];
+    for (upload, content) in (2..).zip(&contents) {
+        store.begin(upload, None).expect("begun");
+        store.write(upload, 0, content).expect("written");
+    }
+    let commit = |upload, content: &[u8]| {
+        let (expected, length) = (Expected::Hash(hash_bytes(content)), content.len() as u64);
+        Commit { upload, expected, length }
+    };
+    let commits =
+        [commit(2, b"new"), commit(3, b"here"), commit(4, b"new"), commit(2, b"new"), commit(5, b"no"), commit(6, b"")];
+    store.begin(5, None).expect("begun");
+    let answers = store.commit_each(&commits);
+    let [Ok(new), Ok(known), Ok(twin), Err(again), Err(wrong), Err(unknown)] = &answers[..] else {
+        panic!("{answers:?}")
+    };
+    assert_eq!((new.file, new.already_there), (FileId::of(hash_bytes(b"new")), false));
+    assert_eq!(*known, Committed { already_there: true, ..here });
+    assert_eq!(*twin, Committed { already_there: true, ..*new });
+    assert!(matches!(again, StoreError::UploadUnknown(2)), "it ends just now");
+    assert!(matches!(wrong, StoreError::Mismatch(_)) && matches!(unknown, StoreError::UploadUnknown(6)));
+    assert_eq!(store.list().len(), 2);
+    assert!(staging_is_empty(dir.path()));
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub(super) enum Step {
     MakeDirectory,
     Rename,
     SyncDirectory,
+    SyncFilesystem,
     Remove,
 }
 
@@ -134,17 +135,21 @@ impl Disk {
         self.step(Step::SyncData).and_then(|()| file.sync_data()).inspect_err(|error| self.mark_bad("fdatasync", error))
     }
 
-    /// Makes the directory and its entry in its parent durable, unless it is there.
+    /// Makes a directory of a cache, which need not be durable.
     pub(super) fn make_directory(&self, path: &Path) -> io::Result<()> {
+        self.create_directory(path).map(|_| ())
+    }
+
+    /// Makes the directory; false = it is there. Whoever wants it durable makes its parent so.
+    pub(super) fn create_directory(&self, path: &Path) -> io::Result<bool> {
         if path.is_dir() {
-            return Ok(());
+            return Ok(false);
         }
         self.step(Step::MakeDirectory)?;
         match fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Ok(()) | Err(_) => {}
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            Ok(()) | Err(_) => Ok(true),
         }
-        self.sync_directory(path.parent().expect("the store's directories lie in the store"))
     }
 
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -156,6 +161,15 @@ impl Disk {
         self.step(Step::SyncDirectory)
             .and_then(|()| File::open(path)?.sync_all())
             .inspect_err(|error| self.mark_bad("fsync of a directory", error))
+    }
+
+    /// Makes everything durable that was done on the filesystem of `file`. Since Linux 5.8 it fails when a write was lost
+    /// after `file` was opened.
+    pub(super) fn sync_filesystem(&self, file: &File) -> io::Result<()> {
+        // SAFETY: the descriptor is open for as long as `file` is borrowed; no memory is passed.
+        let sync =
+            || if unsafe { libc::syncfs(file.as_raw_fd()) } != 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+        self.step(Step::SyncFilesystem).and_then(|()| sync()).inspect_err(|error| self.mark_bad("syncfs", error))
     }
 
     pub(super) fn remove(&self, path: &Path) -> io::Result<()> {

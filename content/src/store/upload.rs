@@ -2,19 +2,22 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::OutlineHasher;
 
 /// What has come of one file.
 #[derive(Debug)]
 pub(super) struct Upload {
-    pub(super) file: File,
+    pub(super) file: Arc<File>,
     pub(super) path: PathBuf,
     /// The length that `begin` was told; `None` = not known then.
     pub(super) length: Option<u64>,
     /// Bytes that are here, all from the start on.
     pub(super) held: u64,
     pub(super) hasher: OutlineHasher,
+    /// It is verified, and nothing may change any more.
+    pub(super) is_ending: bool,
 }
 
 impl Upload {

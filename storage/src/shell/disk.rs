@@ -1,15 +1,15 @@
 //! The disk threads: they perform the core's orders one after the other and bring back what became of them.
 //!
 //! There are two, so that nobody who reads waits behind an fsync: one for what changes the store, in order, and one for
-//! what only looks.
+//! what only looks. The first takes all orders that wait at once: the uploads that end among them share their fsyncs.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use content::{Expected, Refusal, Store, StoreError};
-use node::channel::{self, Inbox, Orders, Outbox};
+use content::{Commit, Expected, Refusal, Store, StoreError};
+use node::channel::{self, Inbox, Orders, Outbox, Receiver};
 use node::{Bell, Frame};
 use wire::FileId;
 
@@ -52,8 +52,12 @@ pub(super) struct Disk {
 impl Disk {
     pub(super) fn start(store: &Arc<Store>, bell: &Bell) -> io::Result<Self> {
         let (outbox, done) = channel::to_owner(DONE_MAX, bell);
-        let writer = Desk::start("disk-write", store.clone(), outbox.clone())?;
-        let reader = Desk::start("disk-read", store.clone(), outbox)?;
+        let (store, tell) = (store.clone(), outbox.clone());
+        let writer = {
+            let store = store.clone();
+            Desk::start("disk-write", move |jobs| write(&store, &jobs, &tell))?
+        };
+        let reader = Desk::start("disk-read", move |jobs| read(&store, jobs, &outbox))?;
         Ok(Self { writer, reader, done: Some(done) })
     }
 
@@ -91,17 +95,9 @@ impl Drop for Disk {
 }
 
 impl Desk {
-    fn start(name: &str, store: Arc<Store>, outbox: Outbox<Done>) -> io::Result<Self> {
+    fn start(name: &str, work: impl FnOnce(Receiver<Job>) + Send + 'static) -> io::Result<Self> {
         let (orders, jobs) = channel::to_helper::<Job>(ORDERS_MAX);
-        let work = move || {
-            for Job { ticket, order, payload } in jobs {
-                let (outcome, content) = perform(&store, order, payload.as_deref().unwrap_or(&[]));
-                if outbox.send(Done { ticket, outcome, content }).is_err() {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name(name.into()).spawn(work)?;
+        let thread = std::thread::Builder::new().name(name.into()).spawn(|| work(jobs))?;
         Ok(Self { orders: Some(orders), waiting: VecDeque::new(), thread: Some(thread) })
     }
 
@@ -116,6 +112,43 @@ impl Desk {
     }
 }
 
+/// Performs orders until nobody gives or wants any more.
+fn read(store: &Store, jobs: Receiver<Job>, done: &Outbox<Done>) {
+    for Job { ticket, order, payload } in jobs {
+        let (outcome, content) = perform(store, order, payload.as_deref().unwrap_or(&[]));
+        if done.send(Done { ticket, outcome, content }).is_err() {
+            return;
+        }
+    }
+}
+
+/// As `read`, but commits wait until the orders that came meanwhile are done.
+fn write(store: &Store, jobs: &Receiver<Job>, done: &Outbox<Done>) {
+    while let Ok(first) = jobs.recv() {
+        let mut commits: Vec<(Ticket, Commit)> = Vec::new();
+        for Job { ticket, order, payload } in std::iter::once(first).chain(jobs.try_iter().take(ORDERS_MAX)) {
+            if let Order::Commit { upload, hash, length } = order {
+                commits.push((ticket, Commit { upload, expected: Expected::Hash(hash), length }));
+                continue;
+            }
+            let (outcome, content) = perform(store, order, payload.as_deref().unwrap_or(&[]));
+            if done.send(Done { ticket, outcome, content }).is_err() {
+                return;
+            }
+        }
+        let all: Vec<Commit> = commits.iter().map(|(_, commit)| *commit).collect();
+        for ((ticket, _), committed) in commits.iter().zip(store.commit_each(&all)) {
+            let outcome = committed.map_or_else(
+                |error| failed(error.into()),
+                |committed| Outcome::Committed { file: committed.file, hash: committed.hash, length: committed.length },
+            );
+            if done.send(Done { ticket: *ticket, outcome, content: Vec::new() }).is_err() {
+                return;
+            }
+        }
+    }
+}
+
 fn perform(store: &Store, order: Order, payload: &[u8]) -> (Outcome, Vec<Frame>) {
     let mut content = Vec::new();
     let outcome = match order {
@@ -124,14 +157,7 @@ fn perform(store: &Store, order: Order, payload: &[u8]) -> (Outcome, Vec<Frame>)
             .write(upload, offset, payload)
             .map(|contiguous| Outcome::Written { contiguous })
             .map_err(Refusal::from),
-        Order::Commit { upload, hash, length } => store
-            .commit(upload, Expected::Hash(hash), length)
-            .map(|committed| Outcome::Committed {
-                file: committed.file,
-                hash: committed.hash,
-                length: committed.length,
-            })
-            .map_err(Refusal::from),
+        Order::Commit { .. } => unreachable!("commits are performed together"),
         Order::Abort { upload } => {
             store.abort(upload);
             Ok(Outcome::Aborted)
@@ -144,11 +170,14 @@ fn perform(store: &Store, order: Order, payload: &[u8]) -> (Outcome, Vec<Frame>)
     };
     match outcome {
         Ok(outcome) => (outcome, content),
-        Err(Refusal { code, detail }) => {
-            tracing::debug!(%code, detail, "refused");
-            (Outcome::Failed { code, detail }, Vec::new())
-        }
+        Err(refusal) => (failed(refusal), Vec::new()),
     }
+}
+
+fn failed(refusal: Refusal) -> Outcome {
+    let Refusal { code, detail } = refusal;
+    tracing::debug!(%code, detail, "refused");
+    Outcome::Failed { code, detail }
 }
 
 fn begin(
