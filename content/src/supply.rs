@@ -41,7 +41,7 @@ pub struct SupplySettings {
     pub window_max: u64,
     /// How long a holder may be silent before the next is asked.
     pub range_timeout: Duration,
-    /// How long to leave a holder alone that is busy.
+    /// How long to leave a holder alone that is busy, or a file at one that has it not ready.
     pub busy_pause: Duration,
     /// How long a holder is not asked for what it has sent wrong, or refused.
     pub doubt: Duration,
@@ -305,8 +305,6 @@ const ANSWER_SOON: Duration = Duration::from_millis(300);
 const ANSWER_LATE: Duration = Duration::from_secs(1);
 const ROOM_MIN: usize = 2;
 const ROOM_FIRST: usize = 4;
-/// A holder that sends wrong things of so many files at a time is as good as none, as long as there is another.
-const WRONG_FILES_MAX: usize = 4;
 
 /// Whether something could be begun.
 enum Begun {

@@ -378,6 +378,35 @@ fn a_busy_holder_gets_a_pause_or_another_the_work() {
 }
 
 #[test]
+fn a_file_that_a_holder_has_not_ready_yet_holds_up_no_other() {
+    let mut desk = a_desk().blocks(4).ready();
+    desk.reads(1, 1, 1);
+    assert_eq!(desk.refuses(A, 1, ErrorCode::NotReady), [] as [&str; 0], "it is waited for");
+    assert_eq!(desk.next_deadline(), desk.now() + Duration::from_millis(50));
+    desk.turns_to(1, 5);
+    desk.reads(2, 0, 1);
+    assert_eq!(desk.opened(&[BlockState::Absent], false), ["A: block 0"]);
+    assert_eq!(desk.passes(Duration::from_millis(50)), ["A: block 1"]);
+}
+
+#[test]
+fn a_holder_that_has_several_files_not_ready_gets_a_pause() {
+    let mut desk = a_desk().build();
+    for number in 1..=5 {
+        desk.turns_to(number, 5);
+        desk.reads(number, 0, 1);
+        let asked = desk.opened(&[BlockState::Absent], false);
+        if number == 5 {
+            assert_eq!(asked, [] as [&str; 0]);
+            break;
+        }
+        assert_eq!(asked, ["A: block 0"]);
+        desk.refuses(A, 0, ErrorCode::NotReady);
+    }
+    assert_eq!(desk.passes(Duration::from_millis(50)).len(), 5);
+}
+
+#[test]
 fn a_file_that_nobody_has_fails_at_once() {
     let mut desk = a_desk().blocks(4).holders(&[A, B]).build();
     desk.reads(1, 1, 1);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use wire::{FileAddress, Instant, PeerId};
 
+use super::holders::FILES_MAX;
 use super::*;
 
 /// How much of a file is in doubt.
@@ -21,6 +22,8 @@ pub(super) enum Of {
 pub(super) enum Why {
     Wrong(&'static str),
     Refused(FetchError),
+    /// The holder will have it soon.
+    NotReady,
 }
 
 /// The doubts about one file.
@@ -28,19 +31,21 @@ pub(super) enum Why {
 pub(super) struct Doubts {
     /// Until when, and why.
     doubts: BTreeMap<(PeerId, Of), (Instant, Why)>,
-    /// Until when there is any doubt about what a holder has.
-    last: BTreeMap<PeerId, Instant>,
+    /// Until when something counts as wrong of what a holder has.
+    wrong: BTreeMap<PeerId, Instant>,
 }
 
 impl Doubts {
     pub(super) fn add(&mut self, holder: PeerId, of: Of, why: Why, until: Instant) {
+        if let Why::Wrong(_) = why {
+            self.wrong.insert(holder, until);
+        }
         self.doubts.insert((holder, of), (until, why));
-        self.last.insert(holder, until);
     }
 
     pub(super) fn forget(&mut self, holder: PeerId) {
         self.doubts.retain(|(of, _), _| *of != holder);
-        self.last.remove(&holder);
+        self.wrong.remove(&holder);
     }
 
     pub(super) fn clear(&mut self) {
@@ -53,14 +58,8 @@ impl Doubts {
     }
 
     /// Whether the holder has sent something wrong of the file.
-    fn has_wrong(&self, holder: PeerId, now: Instant) -> bool {
-        let mut of_holder = self.doubts.range((holder, Of::File)..=(holder, Of::Block(u64::MAX)));
-        self.touch(holder, now) && of_holder.any(|(_, (until, why))| now < *until && matches!(why, Why::Wrong(_)))
-    }
-
-    /// Whether the holder has sent something wrong of the file, or refused it.
-    pub(super) fn touch(&self, holder: PeerId, now: Instant) -> bool {
-        self.last.get(&holder).is_some_and(|until| now < *until)
+    pub(super) fn has_wrong(&self, holder: PeerId, now: Instant) -> bool {
+        self.wrong.get(&holder).is_some_and(|until| now < *until)
     }
 
     /// What there is against asking the holder for it.
@@ -83,14 +82,14 @@ impl Supply {
         actions: &mut Vec<SupplyAction>,
     ) {
         let Some(entry) = self.files.get_mut(&file).filter(|_| self.holders.is_known(holder)) else { return };
-        let is_first = !entry.doubts.touch(holder, now);
+        let is_first = !entry.doubts.has_wrong(holder, now);
         entry.doubts.add(holder, of, Why::Wrong(what), now + self.settings.doubt);
         if !is_first {
             return;
         }
         actions.push(SupplyAction::Distrust { holder, file, what });
         let doubted = self.files.values().filter(|entry| entry.doubts.has_wrong(holder, now)).count();
-        if doubted >= WRONG_FILES_MAX && self.holders.rest(holder, now + self.settings.rest) {
+        if doubted >= FILES_MAX && self.holders.rest(holder, now + self.settings.rest) {
             actions.push(SupplyAction::Rest { holder });
         }
     }
@@ -98,7 +97,8 @@ impl Supply {
     /// Why nobody can be asked for it, if every holder has sent it wrong or refused it.
     pub(super) fn hopeless(&self, file: FileId, of: Of, now: Instant) -> Option<FetchError> {
         let doubts = &self.files.get(&file)?.doubts;
-        if !self.holders.all(|holder| doubts.bar(holder, of, now)) {
+        let has_none = |holder| doubts.about(holder, of, now).any(|why| *why != Why::NotReady);
+        if !self.holders.all(has_none) {
             return None;
         }
         let address = FileAddress { file, piece: None };
@@ -106,7 +106,7 @@ impl Supply {
             || self.holders.iter().flat_map(|holder| doubts.about(holder, of, now).map(move |why| (holder, why)));
         let wrong = against().find_map(|(_, why)| match why {
             Why::Wrong(what) => Some(*what),
-            Why::Refused(_) => None,
+            Why::Refused(_) | Why::NotReady => None,
         });
         if let Some(what) = wrong {
             let is_wrong = |holder: &PeerId| doubts.about(*holder, of, now).any(|why| matches!(why, Why::Wrong(_)));
@@ -117,7 +117,7 @@ impl Supply {
         let unknown = FetchError::FileUnknown(address);
         let refused = against().find_map(|(_, why)| match why {
             Why::Refused(why) if *why != unknown => Some(why.clone()),
-            Why::Refused(_) | Why::Wrong(_) => None,
+            Why::Refused(_) | Why::Wrong(_) | Why::NotReady => None,
         });
         Some(refused.unwrap_or(unknown))
     }

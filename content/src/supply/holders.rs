@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use wire::{Instant, PeerId};
+use wire::{FileId, Instant, PeerId};
 
 use super::doubt::{Doubts, Of};
+
+/// A holder with something amiss in so many files at a time has more amiss than these.
+pub(super) const FILES_MAX: usize = 4;
 
 #[derive(Default, Debug)]
 struct Holder {
@@ -17,6 +20,8 @@ struct Holder {
     pauses_until: Option<Instant>,
     /// It has not answered: only asked if there is nobody else, until then.
     slow_until: Option<Instant>,
+    /// Files that it is not to be asked for until then.
+    not_ready: BTreeMap<FileId, Instant>,
 }
 
 /// All holders, the best first.
@@ -62,7 +67,7 @@ impl Holders {
         self.iter().filter(may).min_by_key(|peer| {
             let holder = &self.holders[peer];
             // Of several slow ones the one that has been so for the longest.
-            (holder.slow_until, holder.rests_until.is_some(), doubts.touch(*peer, now), preferred != Some(*peer))
+            (holder.slow_until, holder.rests_until.is_some(), doubts.has_wrong(*peer, now), preferred != Some(*peer))
         })
     }
 
@@ -88,6 +93,15 @@ impl Holders {
         }
     }
 
+    /// Notes that a file is not ready there. Where several are not, it is the holder that is not ready.
+    pub(super) fn not_ready(&mut self, peer: PeerId, file: FileId, until: Instant) {
+        let Some(holder) = self.holders.get_mut(&peer) else { return };
+        holder.not_ready.insert(file, until);
+        if holder.not_ready.len() >= FILES_MAX {
+            holder.pauses_until = Some(until);
+        }
+    }
+
     pub(super) fn slow(&mut self, peer: PeerId, until: Instant) {
         if let Some(holder) = self.holders.get_mut(&peer) {
             holder.slow_until = Some(until);
@@ -100,11 +114,13 @@ impl Holders {
             for until in [&mut holder.rests_until, &mut holder.pauses_until, &mut holder.slow_until] {
                 until.take_if(|until| *until <= now);
             }
+            holder.not_ready.retain(|_, until| now < *until);
         }
     }
 
     /// When somebody may be asked again who may not now.
     pub(super) fn next_change(&self) -> Option<Instant> {
-        self.holders.values().filter_map(|holder| holder.pauses_until).min()
+        let all = self.holders.values();
+        all.flat_map(|holder| holder.not_ready.values().copied().chain(holder.pauses_until)).min()
     }
 }

@@ -132,15 +132,21 @@ impl Supply {
         self.holders.heard(from, now);
         let (file, address) = (asked.file, FileAddress { file: asked.file, piece: None });
         self.put_back(file, asked.part);
-        let why = match ErrorCode::from_number(code) {
-            Some(ErrorCode::Busy | ErrorCode::NotReady) => {
-                return self.holders.pause(from, now + self.settings.busy_pause);
+        let (soon, later) = (now + self.settings.busy_pause, now + self.settings.doubt);
+        let (why, until) = match ErrorCode::from_number(code) {
+            Some(ErrorCode::Busy) => return self.holders.pause(from, soon),
+            Some(ErrorCode::NotReady) => {
+                self.holders.not_ready(from, file, soon);
+                (Why::NotReady, soon)
             }
-            Some(ErrorCode::FileUnknown) => FetchError::FileUnknown(address),
-            Some(code) => FetchError::Refused { code, detail: wire::bytes_text(detail) },
-            None => FetchError::Protocol { address, what: "its error code is unknown" },
+            Some(ErrorCode::FileUnknown) => (Why::Refused(FetchError::FileUnknown(address)), later),
+            Some(code) => (Why::Refused(FetchError::Refused { code, detail: wire::bytes_text(detail) }), later),
+            None => {
+                let what = "its error code is unknown";
+                (Why::Refused(FetchError::Protocol { address, what }), later)
+            }
         };
         let entry = self.files.get_mut(&file).expect("requests for a closed file are forgotten");
-        entry.doubts.add(from, Of::File, Why::Refused(why), now + self.settings.doubt);
+        entry.doubts.add(from, Of::File, why, until);
     }
 }

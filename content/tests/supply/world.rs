@@ -28,6 +28,7 @@ enum Mood {
     Short,
     Silent,
     Busy,
+    NotReady,
     Unknown,
 }
 
@@ -83,6 +84,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => Just(Mood::Short),
         1 => Just(Mood::Silent),
         1 => Just(Mood::Busy),
+        1 => Just(Mood::NotReady),
         1 => Just(Mood::Unknown),
     ];
     prop_oneof![
@@ -287,6 +289,7 @@ impl World {
         let refusal = match mood {
             Mood::Silent => return,
             Mood::Busy => Some(ErrorCode::Busy),
+            Mood::NotReady => Some(ErrorCode::NotReady),
             Mood::Unknown => Some(ErrorCode::FileUnknown),
             Mood::Honest | Mood::Wrong | Mood::WrongLength | Mood::Short => None,
         };
