@@ -23,6 +23,6 @@ pub use put::{Part, Put, PutAction, PutContent, PutError, PutSettings, Source, u
 pub use quota::Quota;
 pub use receipt::{load_receipt_key, new_receipt_key, receipt, save_receipt_key, verify_receipt};
 pub use serve::{Ask, AskRange, Refusal, Served};
-pub use store::{BlockState, Cached, Commit, Committed, Expected, Filled, SEALED_AT, Stat, Store, StoreError};
+pub use store::{Belief, BlockState, Cached, Commit, Committed, Expected, Filled, SEALED_AT, Stat, Store, StoreError};
 pub use supply::{Fetching, Need, Outcome, Supply, SupplyAction, SupplyEvent, SupplySettings, Ticket, Wanted, Work};
 pub use tree::{WriteTree, finish_entry, write_entry, write_tree};

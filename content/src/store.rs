@@ -42,7 +42,7 @@ mod tests;
 mod upload;
 
 use cached::Surroundings;
-pub use cached::{BlockState, Cached, Filled, SEALED_AT};
+pub use cached::{Belief, BlockState, Cached, Filled, SEALED_AT};
 use disk::Disk;
 use layout::Layout;
 use upload::Upload;

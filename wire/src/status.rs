@@ -81,7 +81,8 @@ impl JobState {
 }
 
 numbered!(
-    /// Why a chunk failed. `None` = it did not.
+    /// Why a chunk failed. `None` = it did not; `InputMissing` = it was refused an input, or may have read something else,
+    /// however its program ended.
     Cause { None = 0 "none", Exit = 1 "exit", Signal = 2 "signal", Oom = 3 "oom", Timeout = 4 "timeout",
         WorkerLost = 5 "worker_lost", InputMissing = 6 "input_missing", Policy = 7 "policy" }
 );

@@ -3,14 +3,14 @@
 //! One thread owns the core, the endpoint and the slots; it never waits for a disk or for storage. Beside it, stagers
 //! bring inputs, an uploader stores outputs, and a sweeper removes what is left over.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::{io, thread};
 
 use content::{Store, StoreError, SupplySettings};
-use node::channel::{self, Inbox, Orders, Outbox};
+use node::channel::{self, Inbox, Orders};
 use node::{
     Bind, Certificate, CertificateError, Clock, Endpoint, EndpointConfig, EndpointError, IdentityError, NodeIdentity,
     PeerClass, SettingsError, signal,
@@ -20,7 +20,7 @@ use wire::{Duration, Instant, JobId, PeerId, Role};
 
 use crate::config::Config;
 use crate::core::{Action, Event, Order, RunEnd, Server, Settings, SlotIndex, Take, Usage, Worker};
-use crate::mount::{Mount, MountSettings, Parking};
+use crate::mount::{Missed, Mount, MountSettings, Parking};
 use crate::slot::{Ended, Groups, Report, SlotEvent};
 use crate::supply::Supplier;
 
@@ -59,6 +59,8 @@ const OUTBOX_MEMORY_MAX: usize = 64 << 20;
 /// How often the start of a program is tried that the machine has no room for; with doubled pauses that is 3 s.
 const TRIES_MAX: u32 = 5;
 const TRY_PAUSE: Duration = Duration::from_millis(100);
+/// How often a start waits such a pause for the mount, which is made anew each second; together 30 s.
+const MOUNT_TRIES_MAX: u32 = 300;
 /// Between two tries to make a slot ready: somebody has to make room on the disk first.
 const READY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -124,8 +126,7 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         SupplySettings::default(),
     )?;
     supplier.holders(storage.addresses());
-    let (unreadable_tx, unreadable) = channel::to_owner(REPORTS_MAX, &bell);
-    let open_mount = || mount(config, &identity, &cache, &supplier, parking, &gate, unreadable_tx);
+    let open_mount = || mount(config, &identity, &cache, &supplier, parking, &gate);
     let mount = config.fuse.then(open_mount).flatten();
     directory.mount = mount.as_ref().map(|mount| mount.path().to_owned());
     // Goes after the slots, so that no program is cut off.
@@ -185,7 +186,6 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
         orders: BTreeMap::new(),
         stager: Backlog::new(stager),
         staged,
-        unreadable,
         outbox: BTreeMap::new(),
         outbox_memory: 0,
         uploader: Backlog::new(uploader),
@@ -232,7 +232,6 @@ fn mount(
     supplier: &Supplier,
     parking: Arc<Parking>,
     gate: &Arc<Mutex<()>>,
-    unreadable: Outbox<JobId>,
 ) -> Option<Arc<Mount>> {
     let Some(dir) = config.mount_dir.clone().or_else(runtime_dir) else {
         tracing::warn!("inputs are written out, not mounted: only root mounts without mount_dir or $XDG_RUNTIME_DIR");
@@ -246,7 +245,7 @@ fn mount(
         read_timeout: config.read_timeout,
         gate: gate.clone(),
     };
-    match Mount::open(settings, cache.clone(), supplier.clone(), parking, unreadable) {
+    match Mount::open(settings, cache.clone(), supplier.clone(), parking) {
         Ok(mount) => {
             tracing::info!(path = %mount.path().display(), "inputs are mounted");
             Some(Arc::new(mount))
@@ -313,6 +312,7 @@ struct Link {
 /// Something that an action led to at once.
 enum Pending {
     Connecting { peer: PeerId, role: Role, endpoint: String },
+    Missed { run: u64 },
     Exited { run: u64, end: RunEnd, usage: Usage },
     Collected { run: u64, is_kept: bool },
 }
@@ -351,8 +351,6 @@ struct Shell {
     orders: BTreeMap<JobId, Arc<Order>>,
     stager: Backlog<Arc<Order>>,
     staged: Inbox<Staged>,
-    /// Jobs with an input that could not be read.
-    unreadable: Inbox<JobId>,
     outbox: BTreeMap<u64, Arc<Kept>>,
     /// Bytes in memory of the outbox.
     outbox_memory: usize,
@@ -376,10 +374,7 @@ impl Shell {
         }
         // First what ended: it makes room for what has come.
         let ended = self.benches.hear().map_err(ShellError::Slot)?;
-        // Whoever ended for that had been told after us.
-        while let Ok(job) = self.unreadable.try_recv() {
-            self.step(Event::InputUnreadable { job })?;
-        }
+        self.look_at_inputs(&ended)?;
         for (slot, event) in ended {
             self.on_slot_event(slot, event)?;
         }
@@ -406,6 +401,42 @@ impl Shell {
             self.step(Event::InputsCounted { counts })?;
         }
         self.step(Event::Tick)
+    }
+
+    /// Looks whether those who have ended, and those who run, got what they were to read. Whoever ended for that had been told
+    /// after us.
+    fn look_at_inputs(&mut self, ended: &[(SlotIndex, SlotEvent)]) -> Result<(), ShellError> {
+        let mut jobs = BTreeSet::new();
+        let mut missed = Vec::new();
+        for (slot, event) in ended {
+            let current = self.benches.at(*slot).current.as_ref();
+            let Some(current) = current.filter(|current| event.is_end() && !current.order.inputs.is_empty()) else {
+                continue;
+            };
+            jobs.insert(current.order.job);
+            if current.mount.is_some() && current.mount != self.mount.as_ref().and_then(|mount| mount.standing()) {
+                // It may have found nothing, or may have been cut off.
+                missed.push(Event::InputMissed { run: current.run });
+            }
+        }
+        match &self.mount {
+            Some(mount) => {
+                if !jobs.is_empty() {
+                    mount.look_at_open();
+                }
+                for who in mount.missed() {
+                    match who {
+                        Missed::Below(process) => {
+                            missed.extend(self.benches.run_of(process).map(|run| Event::InputMissed { run }));
+                        }
+                        Missed::Job(job) => missed.push(Event::InputUnreadable { job }),
+                    }
+                }
+            }
+            None if jobs.is_empty() => {}
+            None => missed.extend(self.cache.spoiled(&jobs).into_iter().map(|job| Event::InputsSpoiled { job })),
+        }
+        missed.into_iter().try_for_each(|event| self.step(event))
     }
 
     fn input_counts(&self) -> InputCounts {
@@ -602,6 +633,7 @@ impl Shell {
                 Pending::Connecting { peer, role, endpoint } => {
                     self.step_once(Event::Connecting { peer, role, endpoint: &endpoint })?;
                 }
+                Pending::Missed { run } => self.step_once(Event::InputMissed { run })?,
                 Pending::Exited { run, end, usage } => {
                     let at = self.clock.wall();
                     self.step_once(Event::Exited { run, end, usage, at })?;
@@ -710,6 +742,8 @@ impl Shell {
             note: None,
             tries: 0,
             overfull: None,
+            mount: None,
+            mount_tries: 0,
         });
         self.try_start(slot);
     }
@@ -721,6 +755,19 @@ impl Shell {
         }
         let bench = self.benches.at(slot);
         let current = bench.current.as_mut().expect("a slot is given a run before it starts it");
+        if let Some(mount) = self.mount.as_ref().filter(|_| !current.order.inputs.is_empty()) {
+            current.mount = mount.standing();
+            if current.mount.is_none() && current.mount_tries < MOUNT_TRIES_MAX {
+                current.mount_tries += 1;
+                self.late.insert(slot, (self.now + TRY_PAUSE, Late::Start));
+                return;
+            }
+            if current.mount.is_none() {
+                self.pending.push_back(Pending::Missed { run: current.run });
+                let why = "its inputs are not mounted, and cannot be".to_owned();
+                return self.give_up(slot, why, RunEnd::NotStarted { exit_code: 126 });
+            }
+        }
         current.not_started = None;
         let run = current.run;
         let of = RunOf { order: &current.order, run, chunk: current.chunk, attempt: current.attempt };

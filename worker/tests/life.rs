@@ -229,26 +229,49 @@ fn a_run_that_filled_the_disk_and_ended_first_has_failed_and_one_that_nobody_wan
 }
 
 #[test]
-fn a_run_that_failed_when_an_input_could_not_be_read_has_missed_it_and_one_that_ended_well_has_not() {
-    let mut worker = a_worker().slots(4).with_one_load_balancer().build();
-    worker.assign(1, job(J1), 0, 3);
-    worker.assign(2, job(J2), 0, 1);
+fn a_run_that_was_refused_an_input_has_missed_it_however_it_ends() {
+    let mut worker = a_worker().slots(10).with_one_load_balancer().build();
+    worker.assign(1, job(J1), 0, 7);
+    worker.assign(2, job(J2), 0, 3);
     worker.exits(job(J1), 2, RunEnd::Code(1));
     assert_eq!(worker.step(Event::InputUnreadable { job: job(J1) }), [""; 0]);
     worker.exits(job(J1), 0, RunEnd::Signal(7));
-    worker.exits(job(J1), 1, RunEnd::Code(0));
+    assert_eq!(worker.exits(job(J1), 4, RunEnd::Code(0)), ["collect 4 Streams"]);
+    worker.exits(job(J1), 6, RunEnd::OutOfMemory);
+    let (_, missed) = worker.runs[&(job(J2), 2)];
+    assert_eq!(worker.step(Event::InputMissed { run: missed }), [""; 0]);
     worker.exits(job(J2), 0, RunEnd::Code(1));
-    for (job, chunk) in [(job(J1), 0), (job(J1), 1), (job(J1), 2), (job(J2), 0)] {
+    worker.exits(job(J2), 2, RunEnd::Code(0));
+    for (job, chunk) in [(J1, 0), (J1, 2), (J1, 4), (J1, 6), (J2, 0), (J2, 2)].map(|(id, chunk)| (job(id), chunk)) {
         worker.collected(job, chunk, false);
     }
     let told = worker.tick();
     let expected = [
-        "master: batch 1 j1 attempt 1: 0+1 input_missing, 2+1 exit with 0 files",
-        "master: batch 2 j1 attempt 1: 1+1 none with 0 files",
-        "master: batch 3 j2 attempt 1: 0+1 exit with 0 files",
+        "master: batch 1 j1 attempt 1: 0+1 input_missing, 2+1 exit, 4+1 input_missing, 6+1 oom with 0 files",
+        "master: batch 2 j2 attempt 1: 0+1 exit, 2+1 input_missing with 0 files",
     ];
-    assert_eq!(told[..3], expected);
+    assert_eq!(told[..2], expected);
+    for chunk in [1, 3, 5] {
+        worker.exits(job(J1), chunk, RunEnd::Signal(15));
+    }
     assert_eq!(worker.step(Event::InputUnreadable { job: job(J1) }), [""; 0], "nothing of it runs");
+    assert_eq!(worker.step(Event::InputMissed { run: missed }), [""; 0], "it is gone");
+}
+
+#[test]
+fn spoiled_inputs_are_missed_by_what_runs_and_brought_again_for_what_waits() {
+    let mut worker = a_worker().slots(1).with_one_load_balancer().build();
+    worker.spec.inputs = vec![an_input("a")];
+    worker.assign(1, job(J1), 0, 2);
+    worker.step(Event::Staged { job: job(J1) });
+    assert_eq!(worker.step(Event::InputsSpoiled { job: job(J1) }), ["stage j1"]);
+    assert_eq!(worker.step(Event::InputsSpoiled { job: job(J1) }), [""; 0], "they are on their way");
+    assert_eq!(worker.exits(job(J1), 0, RunEnd::Code(0)), ["collect 0 Streams"]);
+    worker.collected(job(J1), 0, false);
+    assert_eq!(worker.step(Event::Staged { job: job(J1) }), ["start j1.1 attempt 1 in 0"]);
+    assert_eq!(worker.step(Event::InputsSpoiled { job: job(J1) }), [""; 0], "nothing waits for them");
+    let told = worker.tick();
+    assert_eq!(told[0], "master: batch 1 j1 attempt 1: 0+1 input_missing with 0 files");
 }
 
 #[test]

@@ -64,6 +64,8 @@ pub struct Cached {
     held: Box<[AtomicU64]>,
     claimed: Box<[AtomicU64]>,
     state: Mutex<State>,
+    /// How often somebody else turned out to have changed its bytes.
+    intrusions: AtomicU64,
     /// Apart, so that whoever reads never waits for a write.
     open: Mutex<Weak<File>>,
     surroundings: Arc<Surroundings>,
@@ -110,6 +112,20 @@ struct Look {
     changed: (i64, i64),
 }
 
+/// What was believed of a file when somebody got it to read it unchecked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Belief {
+    intrusions: u64,
+    /// `None` = it was not sealed yet.
+    sealed: Option<Look>,
+}
+
+impl Belief {
+    pub fn is_of_sealed(&self) -> bool {
+        self.sealed.is_some()
+    }
+}
+
 impl Look {
     fn of(metadata: &Metadata) -> Self {
         Self {
@@ -146,6 +162,7 @@ impl Cached {
             held: words(),
             claimed: words(),
             state: Mutex::new(State { place, look: None, doubts: 0, blocks_held: 0 }),
+            intrusions: AtomicU64::new(0),
             open: Mutex::default(),
             surroundings: surroundings.clone(),
         };
@@ -188,10 +205,40 @@ impl Cached {
     /// Whether the file is whole under its name and looks as it did when it was found right: then it may be opened by
     /// whoever is to read it unchecked. Where it looks different, what was held is claimed from now on.
     pub fn is_sealed(&self) -> bool {
+        self.believed().is_of_sealed()
+    }
+
+    /// The same, with what tells later whether it has stayed so.
+    pub fn believed(&self) -> Belief {
         // Whoever writes just now looks for itself; a file that is being filled is not worth waiting for.
         let state = if self.holds(0, u64::MAX) { Ok(self.locked()) } else { self.state.try_lock() };
-        let Ok(mut state) = state else { return false };
-        self.settle(&mut state).is_ok() && self.is_sealed_in(&state)
+        let sealed = state.ok().and_then(|mut state| {
+            self.settle(&mut state).ok()?;
+            state.look.filter(|_| self.is_sealed_in(&state))
+        });
+        Belief { intrusions: self.intrusions.load(Ordering::Acquire), sealed }
+    }
+
+    /// Whether somebody else has changed the bytes of the file since that was believed, or has put another in its place: what
+    /// was read unchecked meanwhile may be wrong. Links, and who may read it, may have changed. Waits for nobody.
+    pub fn was_changed_since(&self, belief: &Belief) -> bool {
+        let is_as_it_was = match &belief.sealed {
+            Some(sealed) => {
+                let found = fs::symlink_metadata(self.path(Place::Sealed));
+                found.is_ok_and(|found| Look::of(&found).has_content_of(sealed))
+            }
+            None => {
+                // Whoever writes just now looks for itself.
+                if let Ok(mut state) = self.state.try_lock()
+                    && let Err(error) = self.settle(&mut state)
+                {
+                    tracing::warn!(%error, file = %self.file, "a cached file cannot be looked at");
+                }
+                true
+            }
+        };
+        // After the look: what was put right again meanwhile was counted before.
+        !is_as_it_was || self.intrusions.load(Ordering::Acquire) != belief.intrusions
     }
 
     /// The hash of the whole file, once it is certain.
@@ -300,6 +347,10 @@ impl Cached {
             self.learn_hash(outline, &bytes);
         } else {
             tracing::warn!(file = %self.file, block, "a cached block is not what it should be and is fetched again");
+            // Not what an earlier process left: that nobody has read yet.
+            if state.doubts > 1 {
+                self.intrusions.fetch_add(1, Ordering::AcqRel);
+            }
             self.mark(&mut state, block, BlockState::Absent);
         }
         Ok(is_right)
@@ -329,12 +380,12 @@ impl Cached {
         Ok(self.is_sealed())
     }
 
-    /// Lets `place` link or copy the sealed file; false = it is not as it was, and what was placed is not to be used.
-    pub fn place(&self, place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<bool> {
+    /// Lets `place` link or copy the sealed file; `None` = it is not as it was, and what was placed is not to be used.
+    pub fn place(&self, place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<Option<Belief>> {
         // Held all the while: two links at once would each look like a change to the other.
         let mut state = self.locked();
         self.settle(&mut state)?;
-        let Some(before) = state.look.filter(|_| self.is_sealed_in(&state)) else { return Ok(false) };
+        let Some(before) = state.look.filter(|_| self.is_sealed_in(&state)) else { return Ok(None) };
         let path = self.path(Place::Sealed);
         place(&path)?;
         let after = Look::of(&fs::symlink_metadata(&path)?);
@@ -342,7 +393,8 @@ impl Cached {
             state.look = Some(after);
         }
         self.settle(&mut state)?;
-        Ok(self.is_sealed_in(&state))
+        let sealed = state.look.filter(|_| self.is_sealed_in(&state));
+        Ok(sealed.map(|sealed| Belief { intrusions: self.intrusions.load(Ordering::Acquire), sealed: Some(sealed) }))
     }
 
     pub(super) fn seal(&self, store: &Store) -> Result<Committed, StoreError> {
@@ -438,6 +490,10 @@ impl Cached {
         };
         if look == state.look {
             return Ok(());
+        }
+        let is_same = |known: Look| look.is_some_and(|look| look.has_content_of(&known));
+        if state.look.is_some_and(|known| !is_same(known)) {
+            self.intrusions.fetch_add(1, Ordering::AcqRel);
         }
         if state.look.map(|look| look.inode) != look.map(|look| look.inode) {
             self.close();

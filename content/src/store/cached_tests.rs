@@ -383,7 +383,8 @@ fn a_link_costs_no_new_look_and_a_write_through_it_does() {
     let store = open(dir.path());
     let remote = Remote::new(MIB + 1);
     let cached = remote.bring(&store).expect("it comes");
-    let link = |name: &str| cached.place(|path| fs::hard_link(path, dir.path().join(name))).expect("it links");
+    let link =
+        |name: &str| cached.place(|path| fs::hard_link(path, dir.path().join(name))).expect("it links").is_some();
     assert!(link("a") && link("b"));
     assert!(cached.is_sealed());
     flip(&dir.path().join("a"), 9);
@@ -398,7 +399,35 @@ fn a_link_costs_no_new_look_and_a_write_through_it_does() {
         flip(path, 3);
         Ok(())
     });
-    assert!(!copied.expect("it copies"), "somebody wrote meanwhile");
+    assert_eq!(copied.expect("it copies"), None, "somebody wrote meanwhile");
+}
+
+#[test]
+fn whoever_reads_unchecked_learns_later_that_bytes_were_changed_and_nothing_of_links() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path());
+    let remote = Remote::new(MIB + 1);
+    let cached = remote.in_cache(&store);
+    cached.take_outline(&remote.outline).expect("it is the file's");
+    cached.fill(0, remote.block(0)).expect("it is right");
+    let in_part = cached.believed();
+    cached.fill(1, remote.block(1)).expect("it is right");
+    store.seal(&cached).expect("all is here");
+    let sealed = cached.believed();
+    assert!(!in_part.is_of_sealed() && sealed.is_of_sealed());
+    let path = store.path(remote.file).expect("it is here");
+    fs::hard_link(&path, dir.path().join("a")).expect("linked");
+    fs::remove_file(dir.path().join("a")).expect("removed");
+    assert!(![in_part, sealed].iter().any(|belief| cached.was_changed_since(belief)));
+    flip(&path, 9);
+    assert!(cached.was_changed_since(&sealed), "also before anybody else has looked");
+    assert!(!cached.check().expect("it is looked at"));
+    let cached = remote.bring(&store).expect("it is put right");
+    assert!([in_part, sealed].iter().all(|belief| cached.was_changed_since(belief)), "they may have read it");
+    let again = cached.believed();
+    assert!(again.is_of_sealed() && !cached.was_changed_since(&again));
+    store.evict(remote.file).expect("it goes");
+    assert!(cached.was_changed_since(&again));
 }
 
 #[test]

@@ -74,6 +74,20 @@ impl Worker {
         self.fail_queued(id, Cause::InputMissing, now, actions);
     }
 
+    /// What runs of the job may have read what was not its input, and what comes after finds it whole again.
+    pub(super) fn on_inputs_spoiled(&mut self, id: JobId, actions: &mut Vec<Action>) {
+        self.slots.note_missed_input(|run| run.job == id);
+        let Some(job) = self.jobs.at_mut(id) else { return };
+        match job.stage {
+            Stage::Here => job.stage = Stage::Absent,
+            // One that comes spoiled is found out by its first chunk.
+            Stage::Absent | Stage::Coming => return,
+        }
+        if self.queue.has_any(id, ChunkRange::new(0, u32::MAX)) {
+            self.stage(id, actions);
+        }
+    }
+
     /// Ends all queued chunks of a job that cannot be started here.
     pub(super) fn fail_queued(&mut self, id: JobId, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         for queued in self.queue.remove(id, ChunkRange::new(0, u32::MAX)) {
@@ -239,17 +253,17 @@ fn result(end: RunEnd, usage: Usage, at: WallTime, stop: Stop, missed_input: boo
         (Stop::TimedOut, _) => Cause::Timeout,
         // Also when it ended by itself, well or badly, before it was killed: what it wrote is not kept.
         (Stop::Overfull, _) => Cause::Policy,
-        (Stop::No | Stop::Canceled, RunEnd::Code(0)) => Cause::None,
-        // It may have failed for something else; but what it read was not what it was promised. A program that can do
-        // without has ended well.
+        (Stop::No | Stop::Canceled, RunEnd::OutOfMemory) => Cause::Oom,
+        // Also when it ended well: what it made may rest on bytes that it never got. It may have failed for something else;
+        // but what it read was not what it was promised.
         (Stop::No | Stop::Canceled, RunEnd::Code(_) | RunEnd::NotStarted { .. } | RunEnd::Signal(_))
             if missed_input =>
         {
             Cause::InputMissing
         }
+        (Stop::No | Stop::Canceled, RunEnd::Code(0)) => Cause::None,
         (Stop::No | Stop::Canceled, RunEnd::Code(_) | RunEnd::NotStarted { .. }) => Cause::Exit,
         (Stop::No | Stop::Canceled, RunEnd::Signal(_)) => Cause::Signal,
-        (Stop::No | Stop::Canceled, RunEnd::OutOfMemory) => Cause::Oom,
     };
     ChunkResult {
         started_at: WallTime(at.0.saturating_sub(usage.duration_us)),

@@ -177,8 +177,16 @@ pub enum Event<'a> {
     InputsCounted {
         counts: InputCounts,
     },
-    /// An input of the job could not be read in time, by whoever of its runs wanted to.
+    /// The run was refused an input that it wanted to read, or may have read something else.
+    InputMissed {
+        run: u64,
+    },
+    /// So was some run of the job; which is not known.
     InputUnreadable {
+        job: JobId,
+    },
+    /// Inputs that were written out for the job are not as they were.
+    InputsSpoiled {
         job: JobId,
     },
     /// The program of a run ended and nothing is left of it. `at` = when.
@@ -361,7 +369,9 @@ impl Worker {
             Event::Uploaded { file, parcels } => self.on_uploaded(file, parcels),
             Event::DiskLow { is_low } => self.is_disk_low = is_low,
             Event::InputsCounted { counts } => self.inputs = counts,
-            Event::InputUnreadable { job } => self.slots.note_missed_input(job),
+            Event::InputMissed { run } => self.slots.note_missed_input(|held| held.run == run),
+            Event::InputUnreadable { job } => self.slots.note_missed_input(|held| held.job == job),
+            Event::InputsSpoiled { job } => self.on_inputs_spoiled(job, actions),
             Event::Overfull { run } => self.on_overfull(run, actions),
             Event::Tick => self.on_tick(now, actions),
         }

@@ -43,7 +43,7 @@ pub(super) struct Run {
     pub(super) started_at: Instant,
     pub(super) time_limit: Option<Duration>,
     pub(super) stop: Stop,
-    /// Some input of its could not be read meanwhile.
+    /// It was refused an input, or may have read something else.
     pub(super) missed_input: bool,
     /// How it ended, once it has; its slot is being cleaned.
     pub(super) outcome: Option<Outcome>,
@@ -109,9 +109,9 @@ impl Slots {
         self.runs[slot].as_mut().map(|run| (slot as SlotIndex, run))
     }
 
-    /// An input of the job could not be read; which of its runs wanted to is not known.
-    pub(super) fn note_missed_input(&mut self, job: JobId) {
-        for run in self.runs.iter_mut().flatten().filter(|run| run.job == job && run.outcome.is_none()) {
+    /// Such runs as have not ended yet did not get what they were to read.
+    pub(super) fn note_missed_input(&mut self, is_meant: impl Fn(&Run) -> bool) {
+        for run in self.runs.iter_mut().flatten().filter(|run| run.outcome.is_none() && is_meant(run)) {
             run.missed_input = true;
         }
     }

@@ -5,8 +5,9 @@
 //! stopped; a keeper tells it each second that we are there, and mounts again when a connection has ended without us.
 //! Our own threads never touch a path under the mount: they would wait for themselves.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, thread};
 
-use node::channel::{self, Orders, Outbox, Receiver, RecvTimeoutError};
+use node::channel::{self, Orders, Receiver, RecvTimeoutError};
 use wire::record::InputCounts;
 use wire::{FileId, JobId, NodeId};
 
@@ -100,6 +101,18 @@ impl Counts {
     }
 }
 
+/// Who was refused an input, or may have read something else.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Missed {
+    /// What runs below this child of ours.
+    Below(u32),
+    /// Some run of the job.
+    Job(JobId),
+}
+
+/// Which mount it is, counted from the first, and the descriptor by which the kernel tells whether it still is.
+type Standing = Option<(u64, OwnedFd)>;
+
 /// A job that is shown no longer, and the stored files that no job has now.
 struct Withdrawn {
     job: JobId,
@@ -111,33 +124,53 @@ pub struct Mount {
     shared: Arc<Shared>,
     path: PathBuf,
     names: Arc<Mutex<Option<Names>>>,
+    standing: Arc<Mutex<Standing>>,
     keeper: Mutex<Option<(Orders<Withdrawn>, thread::JoinHandle<()>)>>,
 }
 
 impl Mount {
-    /// Mounts, after what earlier starts left is taken away. `unreadable` hears of jobs with an input that could not be read,
-    /// before whoever wanted to read it does.
+    /// Mounts, after what earlier starts left is taken away.
     pub fn open(
         settings: MountSettings,
         shelf: Arc<dyn Shelf>,
         supplier: Supplier,
         parking: Arc<Parking>,
-        unreadable: Outbox<JobId>,
     ) -> Result<Self, MountError> {
         let view = View::new(settings.mtime_s);
-        let shared = Arc::new(Shared::new(view, shelf, supplier, parking, settings.read_timeout, unreadable));
+        let shared = Arc::new(Shared::new(view, shelf, supplier, parking, settings.read_timeout));
         let path = settings.path();
-        let mut keeper = Keeper { settings, shared, names: Arc::default(), up: None };
+        let mut keeper =
+            Keeper { settings, shared, names: Arc::default(), standing: Arc::default(), mounts: 0, up: None };
         keeper.begin()?;
         let (forgotten, waiting) = channel::to_helper(FORGOTTEN_MAX);
-        let (shared, names) = (keeper.shared.clone(), keeper.names.clone());
+        let (shared, names, standing) = (keeper.shared.clone(), keeper.names.clone(), keeper.standing.clone());
         let run = thread::Builder::new().name("mount".into()).spawn(move || keeper.run(&waiting));
         let keeper = Mutex::new(Some((forgotten, run.map_err(MountError::Thread)?)));
-        Ok(Self { shared, path, names, keeper })
+        Ok(Self { shared, path, names, standing, keeper })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Which mount it is that stands, counted from the first; `None` = none does, and whoever looks for an input finds nothing.
+    pub fn standing(&self) -> Option<u64> {
+        let standing = held(&self.standing);
+        let (number, device) = standing.as_ref()?;
+        let mut poll = libc::pollfd { fd: device.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: `poll` lives until the call returns.
+        let cut = unsafe { libc::poll(&mut poll, 1, 0) };
+        (cut == 0).then_some(*number)
+    }
+
+    /// Looks whether all that is open to be read unchecked is as it was; `missed` tells of what is not.
+    pub fn look_at_open(&self) {
+        self.shared.look_at_open();
+    }
+
+    /// Who did not get what it was to read, since the last call. It is known here before it is known to them.
+    pub fn missed(&self) -> BTreeSet<Missed> {
+        std::mem::take(&mut held(&self.shared.missed))
     }
 
     /// How programs have read their inputs so far.
@@ -188,6 +221,9 @@ struct Keeper {
     settings: MountSettings,
     shared: Arc<Shared>,
     names: Arc<Mutex<Option<Names>>>,
+    standing: Arc<Mutex<Standing>>,
+    /// How often it was mounted.
+    mounts: u64,
     up: Option<(Connection, Watchdog)>,
 }
 
@@ -214,6 +250,9 @@ impl Keeper {
         };
         read_ahead(&source);
         *held(&self.names) = Some(connection.names());
+        self.mounts += 1;
+        // Without a descriptor more there is no mount that anything could rely on.
+        *held(&self.standing) = connection.device().ok().map(|device| (self.mounts, device));
         self.up = Some((connection, watchdog));
         Ok(())
     }
@@ -253,11 +292,11 @@ impl Keeper {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            if self.up.as_ref().is_some_and(|(connection, _)| connection.has_ended()) {
+                tracing::error!("the mount was taken away, and is made anew");
+                self.end();
+            }
             match &mut self.up {
-                Some((connection, _)) if connection.has_ended() => {
-                    tracing::error!("the mount was taken away, and is made anew");
-                    self.end();
-                }
                 Some((_, watchdog)) => {
                     // Whoever waits for a thread that is stuck is as lost as with a process that is stopped.
                     let is_stuck = self.shared.supplier().beat() >= BEATS_MISSED_MAX;
@@ -292,6 +331,7 @@ impl Keeper {
 
     fn end(&mut self) {
         *held(&self.names) = None;
+        *held(&self.standing) = None;
         let Some((connection, watchdog)) = self.up.take() else { return };
         let path = self.settings.path();
         take_away(&path, &stale::source(self.settings.node, self.settings.boot));

@@ -4,9 +4,11 @@
 //! where the kernel can read past us; elsewhere they are read and handed over, and the kernel keeps them.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -14,21 +16,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, UNIX_EPOCH};
 
-use content::{BlockState, Cached, FetchError, Fetching, Need, Wanted};
+use content::{Belief, BlockState, Cached, FetchError, Fetching, Need, Wanted};
 use fuser::{
     BackgroundSession, BackingId, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, Notifier, OpenFlags, ReplyAttr, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, Request, Session, SessionACL,
 };
-use node::channel::Outbox;
 use wire::limit::MIB;
 use wire::tree::EntryKind;
 use wire::{FileId, JobId};
 
-use super::Counts;
 use super::parking::{Arrival, Parking};
 use super::policy::{Facts, Handles, Recency, Way};
 use super::view::{Attr, Content, JOBS, Looked, View};
+use super::{Counts, Missed};
+use crate::slot::{Below, below_which_child};
 use crate::supply::{Block, Shelf, Supplier};
 
 /// Nothing that is shown changes; what goes is taken back by name.
@@ -52,8 +54,8 @@ pub(super) struct Shared {
     parking: Arc<Parking>,
     /// How long a read may take.
     read_timeout: Duration,
-    /// Jobs with an input that could not be read. One that finds no room is said again with the next read.
-    unreadable: Outbox<JobId>,
+    /// Who did not get what it was to read. As many as run, or are here.
+    pub(super) missed: Mutex<BTreeSet<Missed>>,
     pub(super) counts: Counts,
     may_pass: AtomicBool,
     open: Mutex<Open>,
@@ -67,6 +69,8 @@ struct Open {
     nodes: BTreeMap<u64, Arc<Mutex<Node>>>,
     /// Nodes that have a backing and nobody who has them open.
     idle: Recency,
+    /// Nodes of which the kernel may have pages that are wrong; it drops them at the next open.
+    spoiled: BTreeSet<u64>,
 }
 
 /// A file that can be read past us.
@@ -82,11 +86,14 @@ type FileNumber = (u64, u64);
 
 /// One open file.
 struct Handle {
+    inode: u64,
     content: Content,
-    /// `None` = it is empty.
-    cached: Option<Arc<Cached>>,
-    /// Its number, if it counts who has it open which way.
-    counted: Option<(u64, Way)>,
+    /// `None` = it is empty. With what was believed of it when it was opened.
+    cached: Option<(Arc<Cached>, Belief)>,
+    /// `None` = it does not count who has it open which way.
+    counted: Option<Way>,
+    /// It is known that it was changed.
+    is_spoiled: AtomicBool,
 }
 
 impl Shared {
@@ -96,7 +103,6 @@ impl Shared {
         supplier: Supplier,
         parking: Arc<Parking>,
         read_timeout: Duration,
-        unreadable: Outbox<JobId>,
     ) -> Self {
         Self {
             view: RwLock::new(view),
@@ -104,7 +110,7 @@ impl Shared {
             supplier,
             parking,
             read_timeout,
-            unreadable,
+            missed: Mutex::default(),
             counts: Counts::default(),
             may_pass: AtomicBool::new(false),
             open: Mutex::default(),
@@ -123,13 +129,36 @@ impl Shared {
         self.view.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that whoever waits for the file is about to be told that it cannot be read.
-    fn failed(&self, file: FileId, error: &dyn std::fmt::Display) {
+    /// Notes that whoever waits for the file is about to be told that it cannot be read. `reader` = who it is to the kernel.
+    fn failed(&self, file: FileId, reader: u32, error: &dyn fmt::Display) {
         tracing::error!(%file, %error, "an input cannot be read");
         Counts::add(&self.counts.failed, 1);
-        for job in self.view().jobs_with(file) {
-            let _ = self.unreadable.try_send(job);
+        match below_which_child(reader) {
+            Below::Child(child) => drop(held(&self.missed).insert(Missed::Below(child))),
+            Below::Nobody => held(&self.missed).extend(self.view().jobs_with(file).map(Missed::Job)),
+            // Nobody is told.
+            Below::Gone => {}
         }
+    }
+
+    /// Looks whether all that is open to be read unchecked is as it was.
+    pub(super) fn look_at_open(&self) {
+        let open: Vec<Arc<Handle>> = held(&self.open).handles.values().cloned().collect();
+        open.iter().for_each(|handle| self.look_at(handle));
+    }
+
+    /// Looks whether a file is as it was when it was opened, where what is read is not looked at.
+    fn look_at(&self, handle: &Handle) {
+        let Some((cached, belief)) = &handle.cached else { return };
+        let is_looked_at = belief.is_of_sealed() && handle.way() != Way::Passthrough;
+        if is_looked_at || !cached.was_changed_since(belief) || handle.is_spoiled.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let file = handle.content.file;
+        tracing::error!(%file, "somebody has written to an input while it was open: whoever reads it has missed it");
+        Counts::add(&self.counts.failed, 1);
+        held(&self.open).spoiled.insert(handle.inode);
+        held(&self.missed).extend(self.view().jobs_with(file).map(Missed::Job));
     }
 
     /// Forgets what an earlier connection had open.
@@ -138,27 +167,28 @@ impl Shared {
         *held(&self.open) = Open { next, ..Open::default() };
     }
 
-    fn open(self: &Arc<Self>, inode: u64, has_waited: bool, reply: ReplyOpen) {
+    fn open(self: &Arc<Self>, inode: u64, reader: u32, has_waited: bool, reply: ReplyOpen) {
         let Some(content) = self.view().content(inode) else { return reply.error(Errno::ENOENT) };
         if content.length == 0 {
-            return self.opened(reply, Handle { content, cached: None, counted: None }, None);
+            return self.opened(reply, Handle::new(inode, content, None, None), None);
         }
         let cached = match self.shelf.store().cached(content.file, content.hash, content.file_length) {
             Ok(cached) => cached,
             Err(error) => {
-                self.failed(content.file, &error);
+                self.failed(content.file, reader, &error);
                 return reply.error(Errno::EIO);
             }
         };
+        let belief = cached.believed();
         let facts = Facts {
             length: content.length,
             is_piece: !content.is_whole(),
-            is_sealed: cached.is_sealed(),
+            is_sealed: belief.is_of_sealed(),
             may_pass: self.may_pass.load(Ordering::Relaxed),
             has_waited,
         };
         if !facts.may_ever_pass() {
-            return self.opened(reply, Handle { content, cached: Some(cached), counted: None }, None);
+            return self.opened(reply, Handle::new(inode, content, Some((cached, belief)), None), None);
         }
         let shared = {
             let mut open = held(&self.open);
@@ -169,7 +199,7 @@ impl Shared {
         let mut way = node.handles.decide(facts);
         if way == Way::Wait {
             drop(node);
-            return self.open_later(inode, &content, reply);
+            return self.open_later(inode, reader, &content, reply);
         }
         if way == Way::Passthrough {
             match self.back(&mut node, &cached, facts.is_sealed, &reply) {
@@ -177,7 +207,7 @@ impl Shared {
                 Backed::Not => way = Way::Cached,
                 Backed::Changed => {
                     drop(node);
-                    self.failed(content.file, &"somebody wrote to it while it was open");
+                    self.failed(content.file, reader, &"somebody wrote to it while it was open");
                     return reply.error(Errno::EIO);
                 }
             }
@@ -190,17 +220,17 @@ impl Shared {
             // An earlier boot left it: once it has been looked at it is read past us.
             self.supplier.want(wanted(&content), Fetching::Whole);
         }
-        let handle = Handle { content, cached: Some(cached), counted: Some((inode, way)) };
+        let handle = Handle::new(inode, content, Some((cached, belief)), Some(way));
         // Under the node's lock: nobody may come in between with the other way.
         self.opened(reply, handle, node.backing.as_ref().map(|(backing, _)| backing));
     }
 
     /// Opens when the whole file is here, or has taken too long.
-    fn open_later(self: &Arc<Self>, inode: u64, content: &Content, reply: ReplyOpen) {
+    fn open_later(self: &Arc<Self>, inode: u64, reader: u32, content: &Content, reply: ReplyOpen) {
         Counts::add(&self.counts.waited, 1);
         let shared = self.clone();
         // If it fails, whoever reads hears why.
-        let then = move |_: Result<Arrival<'_>, &FetchError>| shared.open(inode, true, reply);
+        let then = move |_: Result<Arrival<'_>, &FetchError>| shared.open(inode, reader, true, reply);
         self.ask(wanted(content), Need::Whole, OPEN_TIMEOUT, then);
     }
 
@@ -236,9 +266,13 @@ impl Shared {
     }
 
     fn opened(&self, reply: ReplyOpen, handle: Handle, backing: Option<&BackingId>) {
-        let way = handle.counted.map_or(Way::Cached, |(_, way)| way);
+        let way = handle.way();
+        let mut keep_cache = FopenFlags::FOPEN_KEEP_CACHE;
         let number = {
             let mut open = held(&self.open);
+            if way != Way::Passthrough && open.spoiled.remove(&handle.inode) {
+                keep_cache = FopenFlags::empty();
+            }
             open.next += 1;
             let number = open.next;
             open.handles.insert(number, Arc::new(handle));
@@ -251,14 +285,17 @@ impl Shared {
             }
             (Way::Passthrough | Way::Cached | Way::Wait, _) => {
                 Counts::add(&self.counts.cached, 1);
-                reply.opened(number, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+                reply.opened(number, keep_cache | FopenFlags::FOPEN_NOFLUSH);
             }
         }
     }
 
     fn release(&self, number: FileHandle) {
+        // Before it is gone from there: whoever looks at all that is open finds it, or what is told of it.
+        let handle = held(&self.open).handles.get(&number.0).cloned();
+        handle.iter().for_each(|handle| self.look_at(handle));
         let Some(handle) = held(&self.open).handles.remove(&number.0) else { return };
-        let Some((inode, way)) = handle.counted else { return };
+        let (inode, Some(way)) = (handle.inode, handle.counted) else { return };
         let Some(shared) = held(&self.open).nodes.get(&inode).cloned() else { return };
         let keeps_backing = {
             let mut node = held(&shared);
@@ -282,22 +319,22 @@ impl Shared {
         }
     }
 
-    fn read(self: &Arc<Self>, number: FileHandle, offset: u64, size: u32, mut reply: ReplyData) {
+    fn read(self: &Arc<Self>, number: FileHandle, reader: u32, offset: u64, size: u32, mut reply: ReplyData) {
         let handle = held(&self.open).handles.get(&number.0).cloned();
         let Some(handle) = handle else { return reply.error(Errno::EBADF) };
         let left = handle.content.length.saturating_sub(offset);
         let size = u64::from(size).min(left) as usize;
-        let Some(cached) = handle.cached.as_ref().filter(|_| size > 0) else { return reply.data(&[]) };
+        let Some((cached, belief)) = handle.cached.as_ref().filter(|_| size > 0) else { return reply.data(&[]) };
         let (content, offset) = (handle.content, handle.content.offset + offset);
         if cached.holds(offset, size as u64) {
-            match self.hand_over(cached, offset, size, None, reply) {
+            match self.hand_over(cached, belief, offset, size, None, reply) {
                 Ok(()) => {
                     if !cached.is_whole() {
                         self.supplier.touched(content.file, offset, size as u64);
                     }
                     return;
                 }
-                // It was removed since it was opened.
+                // It was removed or changed since it was opened.
                 Err((back, error)) => {
                     tracing::debug!(file = %content.file, %error, "a cached file is brought again");
                     reply = back;
@@ -309,16 +346,16 @@ impl Shared {
             let came = match came {
                 Ok(came) => came,
                 Err(why) => {
-                    shared.failed(content.file, why);
+                    shared.failed(content.file, reader, why);
                     return reply.error(Errno::EIO);
                 }
             };
             let handed = match shared.shelf.store().cached(content.file, content.hash, content.file_length) {
-                Ok(cached) => shared.hand_over(&cached, offset, size, came.at_hand, reply),
+                Ok(cached) => shared.hand_over(&cached, &cached.believed(), offset, size, came.at_hand, reply),
                 Err(error) => Err((reply, io::Error::other(error))),
             };
             if let Err((reply, error)) = handed {
-                shared.failed(content.file, &error);
+                shared.failed(content.file, reader, &error);
                 reply.error(Errno::EIO);
             }
         };
@@ -330,6 +367,7 @@ impl Shared {
     fn hand_over(
         &self,
         cached: &Cached,
+        belief: &Belief,
         offset: u64,
         size: usize,
         came: Option<&Arc<Block>>,
@@ -346,7 +384,11 @@ impl Shared {
             let mut buffer = BUFFER.take();
             // It grows to the largest request of the kernel, a MiB, and is used for every one after that.
             buffer.resize(buffer.len().max(size), 0);
-            if let Err(error) = cached.read_at(&mut buffer[..size], offset) {
+            let read = cached.read_at(&mut buffer[..size], offset);
+            // Looked at after it is read: the kernel keeps what it is told.
+            let is_changed = belief.is_of_sealed() && cached.was_changed_since(belief);
+            let read = if is_changed { Err(io::Error::other("somebody has written to it")) } else { read };
+            if let Err(error) = read {
                 return Err((reply, error));
             }
             reply.data(&buffer[..size]);
@@ -356,19 +398,19 @@ impl Shared {
         Ok(())
     }
 
-    fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], reply: ReplyEntry) {
+    fn lookup(self: &Arc<Self>, reader: u32, parent: u64, name: &[u8], reply: ReplyEntry) {
         let looked = self.view().lookup(parent, name);
         match looked {
             Looked::Found(attr) => reply.entry(&TTL, &file_attr(&attr), Generation(0)),
             // An entry without a number is one that the kernel remembers as absent.
             Looked::Absent => reply.entry(&TTL, &file_attr(&ABSENT), Generation(0)),
             Looked::NotNow => reply.error(Errno::ENOENT),
-            Looked::Ask(file) => self.look_by_id(file, reply),
+            Looked::Ask(file) => self.look_by_id(file, reader, reply),
         }
     }
 
     /// Shows a file by its id when its length is known.
-    fn look_by_id(self: &Arc<Self>, file: FileId, reply: ReplyEntry) {
+    fn look_by_id(self: &Arc<Self>, file: FileId, reader: u32, reply: ReplyEntry) {
         let shared = self.clone();
         let then = move |came: Result<Arrival<'_>, &FetchError>| match came {
             Ok(came) => {
@@ -377,7 +419,7 @@ impl Shared {
             }
             Err(FetchError::FileUnknown(_)) => reply.error(Errno::ENOENT),
             Err(why) => {
-                tracing::warn!(%file, %why, "a file cannot be shown by its id");
+                shared.failed(file, reader, why);
                 reply.error(Errno::EIO);
             }
         };
@@ -433,6 +475,16 @@ fn wanted(content: &Content) -> Wanted {
 /// Whether all of it is in the cache, though nobody may have looked.
 fn is_all_here(cached: &Cached) -> bool {
     (0..content::blocks(cached.length)).all(|block| cached.state(block) != BlockState::Absent)
+}
+
+impl Handle {
+    fn new(inode: u64, content: Content, cached: Option<(Arc<Cached>, Belief)>, counted: Option<Way>) -> Self {
+        Self { inode, content, cached, counted, is_spoiled: AtomicBool::new(false) }
+    }
+
+    fn way(&self) -> Way {
+        self.counted.unwrap_or(Way::Cached)
+    }
 }
 
 impl Open {
@@ -512,8 +564,8 @@ impl Filesystem for Files {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.shared.lookup(parent.0, name.as_bytes(), reply);
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.shared.lookup(request.pid(), parent.0, name.as_bytes(), reply);
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -530,13 +582,13 @@ impl Filesystem for Files {
         }
     }
 
-    fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.shared.open(inode.0, false, reply);
+    fn open(&self, request: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.shared.open(inode.0, request.pid(), false, reply);
     }
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -545,7 +597,7 @@ impl Filesystem for Files {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.shared.read(handle, offset, size, reply);
+        self.shared.read(handle, request.pid(), offset, size, reply);
     }
 
     fn release(
@@ -596,6 +648,8 @@ impl Filesystem for Files {
 /// A mounted connection; its threads run until it is unmounted.
 pub(super) struct Connection {
     session: BackgroundSession,
+    /// Has an error as soon as the connection is cut.
+    device: OwnedFd,
 }
 
 impl Connection {
@@ -617,12 +671,18 @@ impl Connection {
         config.n_threads = Some(THREADS);
         config.clone_fd = true;
         let session = Session::new(Files { shared: shared.clone() }, path, &config)?;
-        Ok(Self { session: session.spawn()? })
+        let device = session.as_fd().try_clone_to_owned()?;
+        Ok(Self { session: session.spawn()?, device })
     }
 
     /// The connection was ended by somebody else.
     pub(super) fn has_ended(&self) -> bool {
         self.session.guard.is_finished()
+    }
+
+    /// The descriptor that has an error as soon as the connection is cut.
+    pub(super) fn device(&self) -> io::Result<OwnedFd> {
+        self.device.try_clone()
     }
 
     /// What forgets names in the kernel, from any thread but those that answer it.

@@ -43,6 +43,10 @@ pub(super) struct Current {
     pub(super) tries: u32,
     /// Why it has to end: it fills the disk.
     pub(super) overfull: Option<String>,
+    /// The mount that its inputs are in.
+    pub(super) mount: Option<u64>,
+    /// How often there was none when it was to start.
+    pub(super) mount_tries: u32,
 }
 
 /// One slot.
@@ -95,6 +99,12 @@ impl Benches {
 
     pub(super) fn at(&mut self, slot: SlotIndex) -> &mut Bench {
         self.benches.get_mut(&slot).expect("a slot with a run is open")
+    }
+
+    /// The run in the slot that this process is of.
+    pub(super) fn run_of(&self, slot_process: u32) -> Option<u64> {
+        let is_its = |bench: &&Bench| bench.link.as_ref().is_some_and(|link| link.pid() == slot_process);
+        self.benches.values().find(is_its).and_then(|bench| Some(bench.current.as_ref()?.run))
     }
 
     /// True while any slot is in use.

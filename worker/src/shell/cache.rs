@@ -1,8 +1,9 @@
 //! The cached inputs: whole files that jobs get links to, and whether they still are what they were.
 //!
 //! A program that is root, or runs as the worker's user, can write to an input, and the link that it writes through leads
-//! into the cache. Nothing here forbids it; the next job is not to suffer from it: `content::Cached` notices, and what turns
-//! out to be wrong goes as a whole, because whoever wrote may have it open still. A link that somebody else makes or removes,
+//! into the cache. Nothing here forbids it. The next job is not to suffer from it: `content::Cached` notices, and what turns
+//! out to be wrong goes as a whole, because whoever wrote may have it open still. And those that have the link already are
+//! found when one of their chunks ends: what it read may not have been its input. A link that somebody else makes or removes,
 //! we ourselves when a job is forgotten, costs a reading and no more. What no job needs goes when the cache has grown too
 //! large.
 
@@ -11,10 +12,10 @@ use std::fs::{File, FileTimes, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
-use content::{Quota, SEALED_AT, Store, StoreError};
+use content::{Belief, Cached, Quota, SEALED_AT, Store, StoreError};
 use wire::limit::MIB;
 use wire::{FileId, Hash, JobId};
 
@@ -29,7 +30,11 @@ const OPENINGS_MAX: u32 = 4;
 pub(super) struct Cache {
     pub(super) store: Store,
     needs: Mutex<Needs>,
+    /// What jobs have links to, as it was when they got them.
+    lent: Mutex<BTreeMap<JobId, Vec<Lent>>>,
 }
+
+type Lent = (Arc<Cached>, Belief);
 
 /// Who needs what.
 struct Needs {
@@ -45,7 +50,7 @@ impl Cache {
         for (file, bytes) in store.usage()? {
             quota.set(file, bytes);
         }
-        let cache = Self { store, needs: Mutex::new(Needs { quota, jobs: BTreeMap::new() }) };
+        let cache = Self { store, needs: Mutex::new(Needs { quota, jobs: BTreeMap::new() }), lent: Mutex::default() };
         cache.evict(&mut cache.needs());
         Ok(cache)
     }
@@ -96,6 +101,7 @@ impl Cache {
 
     /// Lets go of what only this job needs.
     pub(super) fn release(&self, job: JobId) {
+        self.take_back(job);
         let mut needs = self.needs();
         for file in needs.jobs.remove(&job).unwrap_or_default() {
             needs.quota.unpin(file);
@@ -103,10 +109,47 @@ impl Cache {
         self.evict(&mut needs);
     }
 
-    /// Lets `place` link or copy the file; false = it is not as it was, and what was placed is not to be used.
+    /// Lets `place` copy or read the file; false = it is not as it was, and what was placed is not to be used.
     pub(super) fn place(&self, file: FileId, place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<bool> {
-        let known = self.store.length(file).and_then(|length| self.store.cached(file, None, length));
-        known.map_or(Ok(false), |cached| cached.place(place))
+        Ok(self.try_place(file, place)?.is_some())
+    }
+
+    /// The same where `place` gives the job a link to it, so that it has to stay as it is.
+    pub(super) fn lend(
+        &self,
+        job: JobId,
+        file: FileId,
+        place: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let Some(lent) = self.try_place(file, place)? else { return Ok(false) };
+        held(&self.lent).entry(job).or_default().push(lent);
+        Ok(true)
+    }
+
+    /// The job has no links any more.
+    pub(super) fn take_back(&self, job: JobId) {
+        held(&self.lent).remove(&job);
+    }
+
+    /// The jobs that have a link to what was changed of all that these jobs have links to.
+    pub(super) fn spoiled(&self, jobs: &BTreeSet<JobId>) -> Vec<JobId> {
+        let lent = held(&self.lent);
+        let of_jobs = jobs.iter().filter_map(|job| lent.get(job)).flatten();
+        let changed = of_jobs.filter(|(cached, belief)| cached.was_changed_since(belief));
+        let changed: BTreeSet<FileId> = changed.map(|(cached, _)| cached.file).collect();
+        for file in &changed {
+            tracing::error!(%file, "somebody has written to an input: whoever has it written out has missed it");
+        }
+        let has_it =
+            |lent: &[Lent]| !changed.is_empty() && lent.iter().any(|(cached, _)| changed.contains(&cached.file));
+        lent.iter().filter(|(_, lent)| has_it(lent)).map(|(job, _)| *job).collect()
+    }
+
+    fn try_place(&self, file: FileId, place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<Option<Lent>> {
+        let Ok(cached) = self.store.length(file).and_then(|length| self.store.cached(file, None, length)) else {
+            return Ok(None);
+        };
+        Ok(cached.place(place)?.map(|belief| (cached, belief)))
     }
 
     /// Opens the file for reading, if it is as it was; what is not is read again first.
@@ -151,8 +194,12 @@ impl Cache {
     }
 
     fn needs(&self) -> MutexGuard<'_, Needs> {
-        self.needs.lock().unwrap_or_else(PoisonError::into_inner)
+        held(&self.needs)
     }
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shelf for Cache {

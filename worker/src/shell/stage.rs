@@ -107,6 +107,7 @@ impl Stager {
     fn bring(&mut self, order: &Order) -> Result<(), String> {
         self.job = order.job;
         let directory = self.stage.directory.job(order.job);
+        self.stage.cache.take_back(order.job);
         let in_directory = |error: io::Error| format!("{}: {error}", directory.display());
         // An earlier try may have been cut short.
         remove_tree(&directory).and_then(|()| fs::create_dir(&directory)).map_err(in_directory)?;
@@ -223,7 +224,7 @@ impl Stager {
         if wanted.is_tree {
             let (cache, gate) = (self.stage.cache.clone(), self.stage.gate.clone());
             let bring = |file, hash| self.cache(file, hash, deadline);
-            return tree::write_out(&cache, (file, wanted.hash), &wanted.path, &gate, bring);
+            return tree::write_out(&cache, self.job, (file, wanted.hash), &wanted.path, &gate, bring);
         }
         for _ in 0..PLACINGS_MAX {
             self.cache(file, wanted.hash, deadline)?;
@@ -294,18 +295,20 @@ impl Stager {
             fs::copy(cached, &wanted.path)?;
             seal_file(&wanted.path, wanted.is_executable)
         };
-        let is_placed = self.stage.cache.place(wanted.address.file, |cached| {
-            if wanted.is_executable {
+        let (cache, file) = (&self.stage.cache, wanted.address.file);
+        let is_placed = if wanted.is_executable {
+            cache.place(file, |cached| {
                 // The cached file has no such right, and must not be open for writing anywhere when it is run.
                 let _gate = self.stage.gate.lock().unwrap_or_else(PoisonError::into_inner);
-                return copy(cached);
-            }
-            match fs::hard_link(cached, &wanted.path) {
+                copy(cached)
+            })?
+        } else {
+            cache.lend(self.job, file, |cached| match fs::hard_link(cached, &wanted.path) {
                 // As many links as the file system allows.
                 Err(error) if error.raw_os_error() == Some(libc::EMLINK) => copy(cached),
                 linked => linked,
-            }
-        })?;
+            })?
+        };
         if !is_placed {
             remove_tree(&wanted.path)?;
         }

@@ -11,23 +11,24 @@ use std::sync::{Mutex, PoisonError};
 
 use content::{WriteTree, finish_entry, write_entry, write_tree};
 use wire::tree::{Entry, PACK_SIZE_MAX, SIZE_MAX, Tree, TreeFile};
-use wire::{FileId, Hash};
+use wire::{FileId, Hash, JobId};
 
 use super::cache::Cache;
 
 /// How often a cached file may turn out not to be as it was before it is read.
 const READS_MAX: u32 = 4;
 
-/// Writes the tree `file` as the directory `to`, which is not there yet. All that it needs is brought by `bring`; `gate` is
+/// Writes the tree `file` for the job as the directory `to`, which is not there yet. All that it needs is brought by `bring`; `gate` is
 /// held while something that can be executed is open for writing.
 pub(super) fn write_out(
     cache: &Cache,
+    job: JobId,
     (file, hash): (FileId, Option<Hash>),
     to: &Path,
     gate: &Mutex<()>,
     bring: impl FnMut(FileId, Option<Hash>) -> Result<(), String>,
 ) -> Result<(), String> {
-    let mut from = FromCache { cache, gate, bring };
+    let mut from = FromCache { cache, job, gate, bring };
     let bytes = from.read(file, hash, SIZE_MAX)?;
     let tree = Tree::decode(bytes).map_err(|error| error.to_string())?;
     write_tree(&tree, to, &mut from)
@@ -35,6 +36,7 @@ pub(super) fn write_out(
 
 struct FromCache<'a, B> {
     cache: &'a Cache,
+    job: JobId,
     gate: &'a Mutex<()>,
     bring: B,
 }
@@ -43,7 +45,7 @@ impl<B: FnMut(FileId, Option<Hash>) -> Result<(), String>> FromCache<'_, B> {
     /// All bytes of a cached file, of `size_max` at most.
     fn read(&mut self, file: FileId, hash: Option<Hash>, size_max: u64) -> Result<Vec<u8>, String> {
         let mut bytes = Vec::new();
-        self.with_cached(file, hash, |path| {
+        self.with_cached(file, hash, false, |path| {
             let length = path.metadata()?.len();
             if length > size_max {
                 return Err(io::Error::other(format!("{length} bytes are more than the {size_max} that it may have")));
@@ -55,16 +57,21 @@ impl<B: FnMut(FileId, Option<Hash>) -> Result<(), String>> FromCache<'_, B> {
         Ok(bytes)
     }
 
-    /// Gives the path of a cached file to `use_it`, again when the file was written to meanwhile.
+    /// Gives the path of a cached file to `use_it`, again when the file was written to meanwhile. `is_lent` = it makes a link.
     fn with_cached(
         &mut self,
         file: FileId,
         hash: Option<Hash>,
+        is_lent: bool,
         mut use_it: impl FnMut(&Path) -> io::Result<()>,
     ) -> Result<(), String> {
         for _ in 0..READS_MAX {
             (self.bring)(file, hash)?;
-            if self.cache.place(file, &mut use_it).map_err(|error| error.to_string())? {
+            let placed = match is_lent {
+                true => self.cache.lend(self.job, file, &mut use_it),
+                false => self.cache.place(file, &mut use_it),
+            };
+            if placed.map_err(|error| error.to_string())? {
                 return Ok(());
             }
         }
@@ -81,12 +88,13 @@ impl<B: FnMut(FileId, Option<Hash>) -> Result<(), String>> WriteTree for FromCac
 
     fn write_whole(&mut self, file: &TreeFile, entry: &Entry, path: &Path) -> Result<(), String> {
         let gate = self.gate;
-        let placed = self.with_cached(file.file(), Some(file.hash), |cached| {
+        let is_lent = !entry.is_executable() && entry.length() > PACK_SIZE_MAX;
+        let placed = self.with_cached(file.file(), Some(file.hash), is_lent, |cached| {
             if path.symlink_metadata().is_ok() {
                 // The last one was written to while it was placed.
                 fs::remove_file(path)?;
             }
-            if !entry.is_executable() && entry.length() > PACK_SIZE_MAX {
+            if is_lent {
                 match fs::hard_link(cached, path) {
                     // As many links as the file system allows.
                     Err(error) if error.raw_os_error() == Some(libc::EMLINK) => {}
@@ -162,7 +170,7 @@ mod tests {
             }
             Ok(())
         };
-        write_out(&cache, tree, &root, &gate, &mut bring).expect("it is written");
+        write_out(&cache, JobId::NIL, tree, &root, &gate, &mut bring).expect("it is written");
         assert_eq!(asked.len(), 4, "the tree, its pack and two files, each once");
         assert_eq!(fs::read(root.join("one")).expect("it is there"), b"one");
         let look = |name: &str| root.join(name).metadata().expect("it is there");
@@ -178,9 +186,10 @@ mod tests {
         let cache = Cache::new(Store::open(&dir.path().join("cache"), NodeId([1; 16])).expect("a store"), 1 << 30)
             .expect("a cache");
         let plain = store(&cache, b"plain text, and nothing that looks like a tree");
-        let why = write_out(&cache, plain, &dir.path().join("in"), &Mutex::new(()), |_, _| Ok(()));
+        let why = write_out(&cache, JobId::NIL, plain, &dir.path().join("in"), &Mutex::new(()), |_, _| Ok(()));
         assert_eq!(why, Err("it is no tree: it does not begin as one".into()));
-        let gone = write_out(&cache, plain, &dir.path().join("in"), &Mutex::new(()), |_, _| Err("gone".into()));
+        let gone =
+            write_out(&cache, JobId::NIL, plain, &dir.path().join("in"), &Mutex::new(()), |_, _| Err("gone".into()));
         assert_eq!(gone, Err(format!("{}: gone", plain.0)));
     }
 }

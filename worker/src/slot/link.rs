@@ -40,6 +40,16 @@ pub enum SlotEvent {
     },
 }
 
+impl SlotEvent {
+    /// Whether a run has ended with it, or several.
+    pub fn is_end(&self) -> bool {
+        match self {
+            SlotEvent::Reported(Report::Ready | Report::Started { .. }) => false,
+            SlotEvent::Reported(Report::Exited { .. } | Report::Failed { .. }) | SlotEvent::Died { .. } => true,
+        }
+    }
+}
+
 /// One slot process, and what is under way to it and from it. Dropping it kills what runs there, and waits for that.
 #[derive(Debug)]
 pub struct SlotLink {

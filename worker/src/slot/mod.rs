@@ -36,6 +36,7 @@ use std::ffi::{CStr, CString};
 
 pub use group::{Group, Groups};
 pub use link::{SlotEvent, SlotLink, WORKER_EXECUTABLE};
+pub use tree::{Below, below_which_child};
 
 /// The longest frame. The kernel takes at most 6 MiB of arguments and environment together.
 pub const FRAME_SIZE_MAX: usize = 8 * 1024 * 1024;

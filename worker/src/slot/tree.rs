@@ -14,6 +14,9 @@ use libc::pid_t;
 /// forks faster than this in between gets to the next one.
 const STOP_PASSES_MAX: u32 = 64;
 
+/// More than any program's processes are from its slot's. It also ends a walk over processes that come and go.
+const GENERATIONS_MAX: u32 = 10_000;
+
 /// Processes found, each with the parent it was found under.
 pub(super) type Tree = BTreeMap<pid_t, pid_t>;
 
@@ -104,6 +107,32 @@ pub(super) fn own_pid() -> pid_t {
     pid_t::try_from(std::process::id()).expect("a process id is a positive pid_t")
 }
 
+/// Below whom a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Below {
+    /// It is, or comes from, this child of ours.
+    Child(u32),
+    /// It is none of ours, as far as can be seen.
+    Nobody,
+    /// It has ended.
+    Gone,
+}
+
+/// Finds out from which child of this process a process or thread comes.
+pub fn below_which_child(of: u32) -> Below {
+    let mut at = of as pid_t;
+    for generation in 0..GENERATIONS_MAX {
+        match stat_of(at) {
+            Some(stat) if generation == 0 && matches!(stat.state, b'Z' | b'X') => return Below::Gone,
+            Some(stat) if stat.parent == own_pid() => return Below::Child(at as u32),
+            Some(stat) if stat.parent > 1 => at = stat.parent,
+            None if generation == 0 && of != 0 => return Below::Gone,
+            Some(_) | None => return Below::Nobody,
+        }
+    }
+    Below::Nobody
+}
+
 /// The children of every thread of a process; `None` if this kernel does not list them.
 fn children_of(parent: pid_t) -> Option<Vec<pid_t>> {
     let mut children = Vec::new();
@@ -182,6 +211,32 @@ fn signal_one(pid: pid_t, parent: pid_t, signal: i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_comes_from_a_child_of_ours_is_told_from_strangers_and_the_dead() {
+        use std::io::{BufRead, BufReader};
+        use std::process::{Command, Stdio};
+        let mut child = Command::new("sh")
+            .args(["-c", "(setsid sh -c 'echo $$; exec sleep 1000' & wait); exit"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("it says");
+        let deep: u32 = line.trim().parse().expect("a number");
+        assert_eq!(below_which_child(deep), Below::Child(child.id()));
+        assert_eq!(below_which_child(child.id()), Below::Child(child.id()));
+        assert_eq!(below_which_child(1), Below::Nobody);
+        assert_eq!(below_which_child(0), Below::Nobody);
+        signal(&[(deep as pid_t, stat_of(deep as pid_t).expect("it runs").parent)].into(), libc::SIGKILL);
+        child.kill().expect("it runs");
+        // Not waited for yet, it is there as a zombie.
+        while below_which_child(child.id()) != Below::Gone {
+            std::thread::yield_now();
+        }
+        child.wait().expect("it ended");
+        assert_eq!(below_which_child(child.id()), Below::Gone);
+    }
 
     #[test]
     fn a_name_full_of_parentheses_does_not_hide_the_parent() {

@@ -272,6 +272,7 @@ impl Site {
         }
     }
 
+    /// A worker that was stopped for long is connected anew, and asks again: that it hears the answer is not sure.
     fn on_storage(&mut self, came: &Came) {
         let node = self.storage.node;
         let answer: Vec<Vec<u8>> = match Message::decode(&came.frames[0]).expect("a worker speaks well") {
@@ -321,12 +322,12 @@ impl Site {
             Message::FileRequest(request, _) => {
                 self.bytes_asked += request.length.get();
                 let answer = Ask::of(&request).answer(&self.store, node);
-                self.storage.endpoint.send(came.from, answer).expect("the worker is there");
+                self.storage.endpoint.send(came.from, answer).unwrap_or_default();
                 return;
             }
             other => panic!("the storage node did not expect {other:?}"),
         };
-        self.storage.endpoint.send(came.from, answer).expect("the worker is there");
+        self.storage.endpoint.send(came.from, answer).unwrap_or_default();
     }
 
     /// Stores a file as a client would have.
