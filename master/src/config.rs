@@ -8,9 +8,15 @@
 //! certificates_dir = "keys"                # public certificates (*.key) of those who may connect
 //! bind = "tcp://0.0.0.0:7001"              # control socket, for everybody
 //! # endpoint = "tcp://10.0.0.1:7001"       # how others reach it, where that is not `bind`
+//! # raft_bind = "tcp://0.0.0.0:7002"      # where the other masters connect, in a group of several
 //! receipt_key = "receipt.key"              # 64 hexadecimal digits, the same for all storage nodes and masters
-//! init = true                              # an empty directory becomes a new group of one; else it is refused
+//! init = true                              # an empty directory becomes one of a new group; else it is refused
 //! # free_bytes_min = 67108864              # below that much free disk no new jobs, below a quarter of it nothing at all
+//!
+//! # [[masters]]                            # each of the others, in a group of several
+//! # node = "00112233-4455-6677-8899-aabbccddeeff"
+//! # endpoint = "tcp://10.0.0.2:7002"       # its raft_bind, as it is reached from here
+//! # key = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"  # its public key
 //!
 //! # [timings]                              # milliseconds; what is left out is as here
 //! # tick_ms = 30                           # a tick of Raft
@@ -43,7 +49,11 @@ pub struct Config {
     pub certificates_dir: PathBuf,
     pub bind: String,
     pub endpoint: Option<String>,
+    pub raft_bind: Option<String>,
     pub receipt_key: PathBuf,
+    /// The others of its group.
+    #[serde(default)]
+    pub masters: Vec<Master>,
     #[serde(default)]
     pub init: bool,
     #[serde(default = "default_free_bytes_min")]
@@ -61,6 +71,17 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// Another master, as it is reached.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Master {
+    #[serde(deserialize_with = "node::settings::text::deserialize")]
+    pub node: NodeId,
+    pub endpoint: String,
+    #[serde(deserialize_with = "node::settings::public_key")]
+    pub key: ClientKey,
 }
 
 fn default_free_bytes_min() -> u64 {
@@ -105,7 +126,7 @@ impl Default for Timings {
 pub struct CoreConfig {
     pub node: NodeId,
     pub boot: BootNonce,
-    /// The voters of the group; today the node alone.
+    /// The voters of the group, the node among them.
     pub members: Vec<NodeId>,
     /// Election timeouts are drawn from it, so that a simulated run can be replayed.
     pub seed: u64,
@@ -152,12 +173,16 @@ pub struct Limits {
     pub nodes_max: usize,
     /// Watches that wait.
     pub watches_max: usize,
+    /// Questions that wait until it is sure that their answer is current.
+    pub reads_max: usize,
     /// Bytes of past events for watchers that come back.
     pub event_bytes_max: usize,
     /// Bytes of entries after which the state is saved and the log cut.
     pub snapshot_log_bytes_max: usize,
     /// Entries kept in memory behind a snapshot, for followers that are a little late.
     pub log_entries_kept: u64,
+    /// Bytes of the log above which nothing is kept for a follower that is heard and very late: it gets a snapshot.
+    pub log_bytes_kept_max: usize,
 }
 
 impl Default for Limits {
@@ -168,9 +193,11 @@ impl Default for Limits {
             entry_bytes_max: MIB,
             nodes_max: 65_536,
             watches_max: 65_536,
+            reads_max: 65_536,
             event_bytes_max: 64 * MIB,
             snapshot_log_bytes_max: 64 * MIB,
             log_entries_kept: 1_000,
+            log_bytes_kept_max: 128 * MIB,
         }
     }
 }
@@ -205,7 +232,7 @@ mod tests {
     fn the_documented_defaults_are_the_defaults() {
         let example = example();
         let lines = example.lines().map(|line| line.strip_prefix(" # ").unwrap_or(line));
-        let lines: Vec<&str> = lines.filter(|line| !line.starts_with("node =")).collect();
+        let lines: Vec<&str> = lines.filter(|line| !line.starts_with("node = \"6e4c")).collect();
         let given = load(&lines.join("\n")).expect("it reads");
         assert_eq!(format!("{:?}", given.timings), format!("{:?}", Timings::default()));
         assert_eq!(given.free_bytes_min, default_free_bytes_min());

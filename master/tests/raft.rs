@@ -228,11 +228,11 @@ fn a_disk_that_lost_something_is_refused() {
 }
 
 #[test]
-fn a_group_of_several_is_refused_not_faked() {
+fn a_master_outside_of_its_group_is_refused() {
     let mut config = master::CoreConfig::new(MASTER, boot(1), RECEIPT_KEY);
-    config.members.push(W1);
+    config.members = vec![W1, W2];
     let refused = master::core::Core::new(config, Recovered::default(), wire::Instant(0)).map(|_| ());
-    assert_eq!(refused, Err(RecoverError::Members { members: 2 }));
+    assert_eq!(refused, Err(RecoverError::NoMember { members: 2 }));
 }
 
 #[test]

@@ -232,3 +232,107 @@ fn sigterm_ends_a_master_at_once_and_well() {
     unsafe { libc::kill(master.child.id() as libc::pid_t, libc::SIGTERM) };
     assert!(master.child.wait().unwrap().success());
 }
+
+/// Three masters' folders in one, with the ports by which they know each other.
+struct Trio {
+    dir: tempfile::TempDir,
+    nodes: [NodeId; 3],
+    keys: Vec<Certificate>,
+    ports: Vec<u16>,
+    client: Certificate,
+}
+
+impl Trio {
+    fn new() -> Trio {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let nodes = [1, 2, 3].map(|n| NodeId::from_halves(0xA1, n));
+        let key = |node: &NodeId| Certificate::new().with("role", "master").with("node", node);
+        let keys: Vec<Certificate> = nodes.iter().map(key).collect();
+        let client = Certificate::new().with("role", "client");
+        std::fs::create_dir(path("certificates")).unwrap();
+        client.save_public(path("certificates/client.key")).unwrap();
+        content::save_receipt_key(&path("receipt.key"), &RECEIPT_KEY).unwrap();
+        // Free at the moment; nobody else takes ports here by number.
+        let sockets: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports = sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
+        let trio = Trio { nodes, keys, ports, client, dir };
+        for n in 0..3 {
+            trio.keys[n].save_secret(trio.dir.path().join(format!("m{n}.key_secret"))).unwrap();
+            trio.keys[n].save_public(trio.dir.path().join(format!("certificates/m{n}.key"))).unwrap();
+            std::fs::write(trio.dir.path().join(format!("m{n}.toml")), trio.settings(n)).unwrap();
+        }
+        trio
+    }
+
+    fn settings(&self, n: usize) -> String {
+        let mut settings = format!(
+            "dir = 'data{n}'\nname = 'm{n}'\nnode = '{}'\ncertificate = 'm{n}.key_secret'\n\
+             certificates_dir = 'certificates'\nbind = 'tcp://127.0.0.1:*'\nraft_bind = 'tcp://127.0.0.1:{}'\n\
+             receipt_key = 'receipt.key'\ninit = true\n",
+            self.nodes[n], self.ports[n]
+        );
+        for other in (0..3).filter(|other| *other != n) {
+            let (node, port, key) =
+                (self.nodes[other], self.ports[other], node::certificate::z85(&self.keys[other].public.0));
+            settings += &format!("[[masters]]\nnode = '{node}'\nendpoint = 'tcp://127.0.0.1:{port}'\nkey = '{key}'\n");
+        }
+        settings
+    }
+
+    fn spawn(&self, n: usize) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zg-master"));
+        command.arg(self.dir.path().join(format!("m{n}.toml"))).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    }
+
+    /// Waits until the master leads or follows, and connects to it.
+    fn connect(&self, n: usize, mut child: Child) -> Running {
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("ready: ").unwrap_or_else(|| panic!("it said '{line}'")).to_owned();
+        let config = EndpointConfig::new(CLIENT, BootNonce(1), self.client.clone());
+        let mut endpoint = Endpoint::open(config).unwrap();
+        let peer = endpoint.connect(&address, Some(self.keys[n].public), Role::Master, PeerClass::Control).unwrap();
+        Running { child, endpoint, peer }
+    }
+
+    /// Asks one after the other until one that leads has accepted the job; returns which, and what it said.
+    fn submit(&self, masters: &mut [Option<Running>], n: u32) -> (usize, String) {
+        for at in (0..masters.len()).cycle().take(10_000) {
+            let Some(master) = &mut masters[at] else { continue };
+            master.send(submit(n.into(), job(n), &a_spec(3)));
+            let said = master.said();
+            if !said.contains("not_leader") && !said.contains("not_ready") {
+                return (at, said);
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        panic!("nobody leads");
+    }
+}
+
+#[test]
+fn three_masters_go_on_when_their_leader_is_killed_and_all_come_back() {
+    let trio = Trio::new();
+    let children: Vec<Child> = (0..3).map(|n| trio.spawn(n)).collect();
+    let mut masters: Vec<Option<Running>> =
+        children.into_iter().enumerate().map(|(n, child)| Some(trio.connect(n, child))).collect();
+    let (first, said) = trio.submit(&mut masters, 1);
+    assert_eq!(said, "0: job_accepted #1 number 1");
+    masters[first].take().expect("it led").kill();
+    let (_, said) = trio.submit(&mut masters, 2);
+    assert_eq!(said, "0: job_accepted #2 number 2");
+    // It comes back, and then the others go: what it did not see it has been told.
+    masters[first] = Some(trio.connect(first, trio.spawn(first)));
+    let (_, said) = trio.submit(&mut masters, 3);
+    assert_eq!(said, "0: job_accepted #3 number 3");
+    masters.iter_mut().flat_map(Option::take).for_each(Running::kill);
+    let children: Vec<Child> = (0..3).map(|n| trio.spawn(n)).collect();
+    let mut masters: Vec<Option<Running>> =
+        children.into_iter().enumerate().map(|(n, child)| Some(trio.connect(n, child))).collect();
+    let (leader, said) = trio.submit(&mut masters, 4);
+    assert_eq!(said, "0: job_accepted #4 number 4");
+    let numbers: Vec<u64> = masters[leader].as_mut().expect("it leads").jobs().iter().map(|job| job.number).collect();
+    assert_eq!(numbers, [1, 2, 3, 4]);
+}

@@ -1,6 +1,7 @@
 //! The tests of the master, one file for each subject.
 
 mod apply;
+mod group;
 mod leader;
 mod query;
 mod raft;

@@ -64,7 +64,8 @@ pub struct Server {
     pub key: wire::ClientKey,
 }
 
-fn public_key<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<wire::ClientKey, D::Error> {
+/// A public key as certificates have it: `#[serde(deserialize_with = "node::settings::public_key")]`.
+pub fn public_key<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<wire::ClientKey, D::Error> {
     let text: String = serde::Deserialize::deserialize(deserializer)?;
     let key = crate::certificate::parse_z85(&text).map(wire::ClientKey);
     key.ok_or_else(|| serde::de::Error::custom(format!("'{text}' is not a public key: 40 characters of Z85")))

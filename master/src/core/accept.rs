@@ -32,13 +32,15 @@ fn refuse(code: ErrorCode, detail: impl Into<String>) -> Verdict {
 }
 
 impl Core {
-    /// A message that asks for an entry.
+    /// A message that asks for an entry. `is_current`: what the state says was still true after the message came.
+    #[expect(clippy::too_many_arguments, reason = "what came, and when")]
     pub(super) fn on_request(
         &mut self,
         from: PeerId,
         role: Option<Role>,
         message: &Message<'_>,
         frame: &[u8],
+        is_current: bool,
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
@@ -87,12 +89,20 @@ impl Core {
                 self.presence.hear(&self.state, record.node, record.boot, now);
                 verdict
             }
-            Request::Lost(lost) => self.judge_lost(lost, now, actions),
+            Request::Lost(lost) => self.judge_lost(lost, now),
             Request::GrantEpoch(_) => refuse(ErrorCode::NotAllowed, "epochs are granted by the leader"),
         };
         match verdict {
+            // Another master may have been elected and know better; what is proposed here then gets nowhere by itself.
+            Verdict::Answer(_) | Verdict::Refuse(_) if !is_current => self.ask(from, role, message, frame, actions),
             Verdict::Answer(outcome) => self.answer(&waiter, &outcome, self.state.index, actions),
-            Verdict::Refuse(refusal) => self.answer_refused(&waiter, refusal.code, &refusal.detail, actions),
+            Verdict::Refuse(refusal) => {
+                if let Request::Lost(LostWorker { worker, .. }) = &parsed {
+                    let (worker, detail) = (*worker, refusal.detail.clone());
+                    actions.push(Action::Decided(Decision::LostRefused { worker, detail }));
+                }
+                self.answer_refused(&waiter, refusal.code, &refusal.detail, actions)
+            }
             Verdict::Propose => {
                 let frame = match &parsed {
                     Request::Cancel(cancel) => self.stamp_cancel(cancel, frame),
@@ -253,7 +263,7 @@ impl Core {
         }
     }
 
-    fn judge_lost(&self, lost: &LostWorker, now: Instant, actions: &mut Vec<Action>) -> Verdict {
+    fn judge_lost(&self, lost: &LostWorker, now: Instant) -> Verdict {
         let speaker = Epoch { number: lost.epoch, load_balancer: lost.load_balancer, boot: lost.load_balancer_boot };
         if speaker != self.state.epoch {
             return Verdict::Answer(Outcome::StaleEpoch { current: self.state.epoch.number });
@@ -271,7 +281,6 @@ impl Core {
         let silence = now.since(heard_at.unwrap_or(leading_since).max(leading_since));
         if silence < grace {
             let detail = format!("it may be alive: nothing heard for {} ms", silence.as_millis());
-            actions.push(Action::Decided(Decision::LostRefused { worker: lost.worker, detail: detail.clone() }));
             return refuse(ErrorCode::Busy, detail);
         }
         Verdict::Propose

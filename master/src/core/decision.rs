@@ -9,6 +9,10 @@ use wire::{BootNonce, ErrorCode, JobId, JobState, Kind, NodeId, Role};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Decision {
     Leading { term: u64, index: u64 },
+    Resigned { term: u64, index: u64 },
+    Restored { index: u64 },
+    SnapshotRefused { from: NodeId, index: u64 },
+    StrangerIgnored { node: NodeId },
     JobAccepted { number: u64 },
     JobEnded { job: JobId, state: JobState },
     NodeRegistered { name: String, role: Role, node: NodeId, boot: BootNonce },
@@ -43,6 +47,12 @@ impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Leading { term, index } => write!(f, "leading in term {term} from index {index} on"),
+            Self::Resigned { term, index } => write!(f, "leading no longer: term {term}, index {index}"),
+            Self::Restored { index } => write!(f, "goes on from the leader's snapshot as of index {index}"),
+            Self::SnapshotRefused { from, index } => {
+                write!(f, "the snapshot as of index {index} that master {from} sent is not what it announced")
+            }
+            Self::StrangerIgnored { node } => write!(f, "node {node} speaks as a master and is no member"),
             Self::JobAccepted { number } => write!(f, "job {number} accepted"),
             Self::JobEnded { job, state } => write!(f, "job {job} ended: {state}"),
             Self::NodeRegistered { name, role, node, boot } => {

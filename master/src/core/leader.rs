@@ -114,6 +114,15 @@ impl Backlog {
         waiters
     }
 
+    /// Everybody who waits, in the order in which they came.
+    pub(super) fn take_all(&mut self) -> Vec<Waiter> {
+        let in_flight = std::mem::take(&mut self.in_flight).into_values().flatten();
+        let pending = std::mem::take(&mut self.pending).into_iter().map(|(waiter, _)| waiter);
+        let all: Vec<Waiter> = in_flight.chain(pending).collect();
+        *self = Self { stamp: self.stamp, ..Self::default() };
+        all
+    }
+
     fn forget(&mut self, waiter: &Waiter) {
         self.keys.remove(&waiter.key);
         self.bytes -= waiter.size;

@@ -9,10 +9,12 @@
 mod accept;
 mod decision;
 pub mod entry;
+mod group;
 mod leader;
 mod presence;
 mod query;
 mod raft;
+mod reads;
 mod recovery;
 pub mod state;
 mod watch;
@@ -28,9 +30,11 @@ pub use decision::Decision;
 pub use raft::{LogError, Persist, Ticket, raft_id};
 pub use recovery::{RecoverError, Recovered};
 
+use group::Group;
 use leader::{Backlog, Form};
 use presence::Presence;
 use raft::Raft;
+use reads::Reads;
 use state::State;
 use watch::Watchers;
 
@@ -39,6 +43,10 @@ use watch::Watchers;
 pub enum Event<'a> {
     /// A message that admission let in. `role` is that of the sender's certificate; `None` = a local socket, trusted.
     Received { from: PeerId, role: Option<Role>, frame: &'a [u8] },
+    /// Another master said something: `frame`, and bytes of a snapshot that go with it.
+    FromMaster { from: NodeId, frame: &'a [u8], payload: &'a [u8] },
+    /// Something for another master did not leave.
+    MasterUnreachable { node: NodeId },
     /// Everything up to the `Persist` with this ticket is durable.
     Persisted { ticket: Ticket },
     /// The snapshot of this ticket is durable.
@@ -49,6 +57,8 @@ pub enum Event<'a> {
     DiskLow { is_low: bool },
     /// The connection is gone, and its number is never used again.
     PeerGone { peer: PeerId },
+    /// The process is about to end: a leader hands over to whoever has most of the log.
+    Stop,
     /// Time has passed, or the turn ends: what came in this turn is proposed now.
     Tick,
 }
@@ -59,6 +69,11 @@ pub enum Action {
     Send {
         to: PeerId,
         frame: Vec<u8>,
+    },
+    ToMaster {
+        to: NodeId,
+        frame: Vec<u8>,
+        payload: Vec<u8>,
     },
     /// Make durable, then give the ticket back.
     Persist(Persist),
@@ -72,6 +87,10 @@ pub enum Action {
     /// Entries up to `index` are needed no more.
     Compact {
         index: u64,
+    },
+    /// End the process: this master contradicts the others, and must not go on.
+    Halt {
+        why: String,
     },
     /// For the log lines: nothing is to be done.
     Decided(Decision),
@@ -90,17 +109,22 @@ enum Timer {
     WatchHold,
 }
 
-/// A snapshot that the disk is writing.
-#[derive(Clone, Copy, Debug)]
+/// A snapshot of our own that the disk is writing.
+#[derive(Clone, Debug)]
 struct Saving {
     ticket: Ticket,
     index: u64,
+    term: u64,
+    /// For followers that need it; `None` in a group of one.
+    bytes: Option<Vec<u8>>,
 }
 
 /// The core of a master.
 pub struct Core {
     config: CoreConfig,
     raft: Raft,
+    group: Group,
+    reads: Reads,
     state: State,
     backlog: Backlog,
     presence: Presence,
@@ -109,6 +133,8 @@ pub struct Core {
     last_ticket: u64,
     /// When this master began to lead; a silence is counted from here at the earliest.
     leading_since: Option<Instant>,
+    /// The term in which it leads.
+    leading_term: u64,
     is_disk_full: bool,
     is_disk_low: bool,
     saving: Option<Saving>,
@@ -120,21 +146,29 @@ pub struct Core {
 impl Core {
     /// A master that comes back with what its disk has; nothing at its first start.
     pub fn new(config: CoreConfig, recovered: Recovered, now: Instant) -> Result<Self, RecoverError> {
-        if config.members != [config.node] {
-            return Err(RecoverError::Members { members: config.members.len() });
+        if !config.members.contains(&config.node) {
+            return Err(RecoverError::NoMember { members: config.members.len() });
         }
+        let snapshot = recovered.snapshot.clone();
         let (state, log) = recovered.restore(&config.members)?;
         let mut timers = TimerTable::default();
-        timers.set(Timer::Campaign, now);
+        let group = Group::new(&config.members);
+        if group.is_lone() {
+            timers.set(Timer::Campaign, now);
+        }
         timers.set(Timer::RaftTick, now + config.timings.tick_ms);
-        Ok(Self {
+        let (index, term) = (state.index, log.term_of(state.index).unwrap_or(0));
+        let mut core = Self {
             raft: Raft::new(config.node, log, config.seed),
+            group,
+            reads: Reads::default(),
             backlog: Backlog::default(),
             presence: Presence::default(),
             watchers: Watchers::new(state.index, config.limits.event_bytes_max, config.limits.watches_max),
             timers,
             last_ticket: 0,
             leading_since: None,
+            leading_term: 0,
             is_disk_full: false,
             is_disk_low: false,
             saving: None,
@@ -142,7 +176,11 @@ impl Core {
             log_bytes: 0,
             state,
             config,
-        })
+        };
+        if let Some(bytes) = snapshot {
+            core.offer(index, term, bytes);
+        }
+        Ok(core)
     }
 
     /// Takes one event, changes the state, and appends what is to be done about it, in order. `wall` stamps entries.
@@ -154,6 +192,8 @@ impl Core {
                     self.flush(now, wall, actions);
                 }
             }
+            Event::FromMaster { from, frame, payload } => self.on_master(from, frame, payload, now, actions),
+            Event::MasterUnreachable { node } => self.raft.on_unreachable(raft_id(node)),
             Event::Persisted { ticket } => {
                 self.is_disk_full = false;
                 self.raft.on_persisted(ticket);
@@ -161,9 +201,12 @@ impl Core {
             Event::SnapshotSaved { ticket } => self.on_snapshot_saved(ticket, actions),
             Event::DiskFull => self.is_disk_full = true,
             Event::DiskLow { is_low } => self.is_disk_low = is_low,
+            Event::Stop => self.raft.transfer_leader(),
             Event::PeerGone { peer } => self.watchers.forget(peer),
             Event::Tick => self.on_tick(now, wall, actions),
         }
+        self.advance(now, actions);
+        self.begin_reads(now);
         self.advance(now, actions);
         match self.flush_deadline(now) {
             Some(deadline) => self.timers.set(Timer::Flush, deadline),
@@ -190,11 +233,17 @@ impl Core {
         self.leading_since.is_some()
     }
 
+    /// True when another master is known to lead.
+    pub fn follows(&self) -> bool {
+        self.raft.leader() != 0 && !self.raft.is_leader()
+    }
+
     /// What must hold after every step.
     pub fn check_invariants(&self) {
         self.state.check_invariants();
         self.backlog.check_invariants();
         self.watchers.check_invariants();
+        self.reads.check_invariants();
         assert!(self.state.index <= self.raft.commit_index(), "only what is committed is applied");
         assert!(self.snapshot_index <= self.state.index, "a snapshot holds only what was applied");
     }
@@ -211,6 +260,7 @@ impl Core {
                     // One tick however late: after a pause a burst of them would only cause elections.
                     self.timers.set(Timer::RaftTick, now + self.config.timings.tick_ms);
                     self.raft.tick();
+                    self.tick_group(now, actions);
                     self.consider_epoch(now);
                 }
                 Timer::Flush => {}
@@ -223,24 +273,35 @@ impl Core {
     /// Moves what raft has ready: to the disk what must be durable, into the state what is committed.
     fn advance(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let mut told = BTreeSet::new();
-        let mut persists = Vec::new();
         loop {
-            let committed = self.raft.take_ready(&mut self.last_ticket, &mut persists);
-            actions.extend(persists.drain(..).map(Action::Persist));
-            if committed.is_empty() {
+            // Before anything is applied: an entry of another leader in the place of ours answers nobody.
+            if self.leading_since.is_some() && !(self.raft.is_leader() && self.raft.term() == self.leading_term) {
+                self.resign(actions);
+            }
+            let output = self.raft.take_ready(&mut self.last_ticket);
+            actions.extend(output.persists.into_iter().map(Action::Persist));
+            self.send_steps(output.steps, now, actions);
+            for (number, index) in output.reads {
+                self.reads.on_confirmed(number, index);
+            }
+            if let Some(index) = output.snapshot {
+                self.restore(index, actions);
+            }
+            if output.committed.is_empty() {
                 break;
             }
-            for entry in committed {
+            for entry in output.committed {
                 self.apply(&entry.data, entry.index, now, &mut told, actions);
             }
             self.consider_epoch(now);
         }
         if self.raft.is_current() && self.leading_since.is_none() {
-            self.leading_since = Some(now);
+            (self.leading_since, self.leading_term) = (Some(now), self.raft.term());
             actions.push(Action::Decided(Decision::Leading { term: self.raft.term(), index: self.state.index }));
             self.register_self();
             self.consider_epoch(now);
         }
+        self.answer_reads(now, actions);
         self.answer_told_watches(&told, actions);
         self.consider_snapshot(actions);
     }
@@ -280,17 +341,27 @@ impl Core {
         self.last_ticket += 1;
         let ticket = Ticket(self.last_ticket);
         let bytes = recovery::encode_snapshot(term, &self.state);
+        let kept = (!self.group.is_lone()).then(|| bytes.clone());
         actions.push(Action::Decided(Decision::Snapshot { index, bytes: bytes.len() }));
         actions.push(Action::SaveSnapshot { ticket, index, term, bytes });
-        self.saving = Some(Saving { ticket, index });
+        self.saving = Some(Saving { ticket, index, term, bytes: kept });
         self.snapshot_index = index;
         self.log_bytes = 0;
     }
 
     fn on_snapshot_saved(&mut self, ticket: Ticket, actions: &mut Vec<Action>) {
-        let Some(saved) = self.saving.filter(|saving| saving.ticket == ticket) else { return };
-        self.saving = None;
-        self.raft.compact(saved.index, self.config.limits.log_entries_kept);
+        if self.on_fetched_saved(ticket) {
+            return;
+        }
+        let Some(saved) = self.saving.take_if(|saving| saving.ticket == ticket) else { return };
+        if let Some(bytes) = saved.bytes {
+            self.offer(saved.index, saved.term, bytes);
+        }
+        let behind = saved.index.saturating_sub(self.config.limits.log_entries_kept);
+        // Who is heard and a little late goes on from the log; who is very late takes the snapshot.
+        let is_small = self.raft.log().size() <= self.config.limits.log_bytes_kept_max;
+        let index = if self.raft.is_leader() && is_small { behind.min(self.raft.matched_by_others()) } else { behind };
+        self.raft.compact(index);
         actions.push(Action::Compact { index: self.raft.log().compacted_index() });
     }
 
@@ -310,29 +381,24 @@ impl Core {
             }
         };
         if self.leading_since.is_none() {
-            let (kind, request) = (message.kind(), request_of(&message));
-            return self.refuse(
-                from,
-                Some(kind),
-                request,
-                JobId::NIL,
-                ErrorCode::NotReady,
-                "this master is starting",
-                actions,
-            );
+            return self.send_to_leader(from, &message, actions);
         }
         match message {
             Message::SubmitJob(..)
             | Message::CancelJob(..)
             | Message::RecordFile(..)
             | Message::NodeHello(..)
-            | Message::Lost(..) => self.on_request(from, role, &message, frame, now, actions),
+            | Message::Lost(..) => self.on_request(from, role, &message, frame, false, now, actions),
             Message::WorkerStatus(ref fixed, _) if fixed.num_runs.get() > 0 => {
-                self.on_request(from, role, &message, frame, now, actions)
+                self.on_request(from, role, &message, frame, false, now, actions)
             }
             Message::WorkerStatus(fixed, body) => self.on_heartbeat(from, &fixed, body, now, wall, actions),
             Message::LoadBalancerHeartbeat(fixed, body) => self.on_balancer_heartbeat(from, &fixed, body, now, actions),
-            Message::Query(fixed, body) => self.on_query(from, &fixed, body, now, actions),
+            Message::Query(..) => self.ask(from, role, &message, frame, actions),
+            // That there is no such job must be current too; all else about a watch has an index.
+            Message::Watch(fixed, _) if self.watches_unknown_job(&fixed) => {
+                self.ask(from, role, &message, frame, actions);
+            }
             Message::Watch(fixed, _) => self.on_watch(from, &fixed, now, actions),
             // An error answers something of ours, and nothing that a master sends waits for an answer.
             Message::Error(..) => {}

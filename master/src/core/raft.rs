@@ -1,19 +1,21 @@
 //! Agreement: raft-rs over a log in memory, with a disk that answers later.
 //!
-//! raft-rs decides what has to be durable and what is committed; this moves its `Ready`s out as `Persist`s and takes
-//! the answers back in. What depends on a `Persist` waits here until its ticket returns. Today a group has one voter,
-//! itself, so no message ever leaves; what is committed is what its own disk holds.
+//! raft-rs decides what has to be durable, what others are told and what is committed; this moves its `Ready`s out as
+//! `Persist`s and steps, and takes the answers back in. What depends on a `Persist` waits here until its ticket returns:
+//! a vote or an acknowledgement that leaves before the disk has it is a lie after the next crash.
 
+pub(super) mod frame;
 mod log;
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{Entry, HardState, Message as Step, MessageType};
 use raft::prelude::RawNode;
-use raft::{Config as RaftConfig, ReadOnlyOption, StateRole};
+use raft::{Config as RaftConfig, ReadOnlyOption, SnapshotStatus, StateRole};
 use wire::NodeId;
 use wire::limit::MIB;
 
+use frame::SnapshotFile;
 pub use log::{Log, LogError};
 
 /// Ticks of silence after which a follower may campaign; raft-rs draws up to twice that.
@@ -28,19 +30,64 @@ pub struct Persist {
     pub entries: Vec<Entry>,
     /// Replaces the one before.
     pub hard_state: HardState,
+    /// Index and term of a snapshot, durable already, that stands for the whole log: what the log holds is no part of it.
+    pub snapshot: Option<(u64, u64)>,
 }
 
 /// Names a `Persist` or a `SaveSnapshot` until it is durable.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Ticket(pub u64);
 
+/// What one `Ready` waits for.
+struct Unpersisted {
+    number: u64,
+    /// `None` = nothing in it had to be durable, or it is; raft wants to hear of them in order all the same.
+    ticket: Option<Ticket>,
+    /// For others, once it is durable.
+    steps: Vec<Step>,
+    /// A snapshot that the state machine goes on from; raft takes it for applied once it is durable.
+    snapshot: Option<u64>,
+}
+
+/// What raft has ready.
+#[derive(Default)]
+pub struct Output {
+    pub persists: Vec<Persist>,
+    /// For others, now.
+    pub steps: Vec<Step>,
+    /// In order.
+    pub committed: Vec<Entry>,
+    /// The state machine goes on from the snapshot as of this index, before what is committed.
+    pub snapshot: Option<u64>,
+    /// Numbers of `read_index` that have been confirmed, each with the index from which on its answer is current.
+    pub reads: Vec<(u64, u64)>,
+}
+
+/// A step that no honest master could take or send: it would make raft-rs panic.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(
+        "a majority counts on entry {acknowledged} as durable here, and the log ends at {last}: this master has forgotten \
+         what it acknowledged"
+    )]
+    Forgotten { acknowledged: u64, last: u64 },
+    #[error("entry {index} was committed here in term {committed}, and the leader of term {term} has another")]
+    OtherCommitted { index: u64, committed: u64, term: u64 },
+    #[error("its entries do not follow each other")]
+    Gap,
+    #[error("it is none that one master tells another")]
+    Local,
+}
+
 /// One member of the group.
 pub struct Raft {
     node: RawNode<Log>,
     seed: u64,
-    /// The numbers of raft's `Ready`s that wait for the disk, oldest first, with their tickets; `None` = nothing in it
-    /// had to be durable, but raft wants to hear of them in order.
-    unpersisted: VecDeque<(u64, Option<Ticket>)>,
+    /// Raft's `Ready`s that wait for the disk, oldest first.
+    unpersisted: VecDeque<Unpersisted>,
+    /// Steps whose `Ready` has become durable.
+    released: Vec<Step>,
+    last_read: u64,
 }
 
 impl Raft {
@@ -64,7 +111,7 @@ impl Raft {
         // A core does no output, so raft's own log lines go nowhere.
         let silent = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&config, log, &silent).expect("the settings above are valid and the log is whole");
-        Self { node, seed, unpersisted: VecDeque::new() }
+        Self { node, seed, unpersisted: VecDeque::new(), released: Vec::new(), last_read: 0 }
     }
 
     pub fn log(&self) -> &Log {
@@ -108,47 +155,146 @@ impl Raft {
         Some(self.node.raft.raft_log.last_index())
     }
 
-    /// Takes what raft has ready: entries that are now committed, in order. What must be durable is appended to
-    /// `persists`, with tickets from `next_ticket` on.
-    pub fn take_ready(&mut self, next_ticket: &mut u64, persists: &mut Vec<Persist>) -> Vec<Entry> {
-        let mut committed = Vec::new();
+    /// Takes a step of another master.
+    pub fn step(&mut self, step: Step) -> Result<(), StepError> {
+        self.check_step(&step)?;
+        // What raft refuses comes from a member that is gone; it says nothing.
+        let _ = self.node.step(step);
+        Ok(())
+    }
+
+    /// raft-rs ends the process where a step contradicts what it knows. Here that is an error with words.
+    fn check_step(&self, step: &Step) -> Result<(), StepError> {
+        if raft::raw_node::is_local_msg(step.msg_type) {
+            return Err(StepError::Local);
+        }
+        let last = self.node.raft.raft_log.last_index();
+        let is_current = step.term >= self.term();
+        if step.msg_type == MessageType::MsgHeartbeat && is_current && step.commit > last {
+            return Err(StepError::Forgotten { acknowledged: step.commit, last });
+        }
+        let mut before = (step.index, step.log_term);
+        for entry in &step.entries {
+            if entry.index != before.0 + 1 || entry.term < before.1 {
+                return Err(StepError::Gap);
+            }
+            before = (entry.index, entry.term);
+            let here = self.log().term_of(entry.index).filter(|_| entry.index <= self.commit_index());
+            if let Some(committed) = here.filter(|here| is_current && *here != entry.term) {
+                return Err(StepError::OtherCommitted { index: entry.index, committed, term: step.term });
+            }
+        }
+        Ok(())
+    }
+
+    /// The leader's number; 0 = none is known.
+    pub fn leader(&self) -> u64 {
+        self.node.raft.leader_id
+    }
+
+    /// Asks the others whether this is still the leader; the number comes back with `Output::reads`, or never does.
+    pub fn read_index(&mut self) -> u64 {
+        self.last_read += 1;
+        self.node.read_index(self.last_read.to_le_bytes().to_vec());
+        self.last_read
+    }
+
+    /// A step did not reach this member.
+    pub fn on_unreachable(&mut self, member: u64) {
+        self.node.report_unreachable(member);
+    }
+
+    /// A member has not fetched the snapshot that it was told of.
+    pub fn on_snapshot_failed(&mut self, member: u64) {
+        self.node.report_snapshot(member, SnapshotStatus::Failure);
+    }
+
+    /// Members that have been told of a snapshot and have not come back from it.
+    pub fn snapshotting(&self) -> Vec<u64> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let members = self.node.raft.prs().iter();
+        members.filter(|(_, progress)| progress.state == raft::ProgressState::Snapshot).map(|(id, _)| *id).collect()
+    }
+
+    /// Of a leader: the last entry that each of the others that are heard is known to have; the largest number without any.
+    pub fn matched_by_others(&self) -> u64 {
+        let me = self.node.raft.id;
+        let heard = self.node.raft.prs().iter().filter(|(id, progress)| **id != me && progress.recent_active);
+        heard.map(|(_, progress)| progress.matched).min().unwrap_or(u64::MAX)
+    }
+
+    /// A leader hands over to the member that has most of the log, if one is heard.
+    pub fn transfer_leader(&mut self) {
+        if !self.is_leader() {
+            return;
+        }
+        let me = self.node.raft.id;
+        let others = self.node.raft.prs().iter().filter(|(id, progress)| **id != me && progress.recent_active);
+        if let Some((id, _)) = others.max_by_key(|(_, progress)| progress.matched) {
+            let id = *id;
+            self.node.transfer_leader(id);
+        }
+    }
+
+    /// Takes what raft has ready. What must be durable gets tickets from `next_ticket` on.
+    pub fn take_ready(&mut self, next_ticket: &mut u64) -> Output {
+        let mut output = Output::default();
         while self.node.has_ready() {
             let mut ready = self.node.ready();
-            let lone = "a lone voter has nobody to write to";
-            assert!(ready.messages().is_empty() && ready.persisted_messages().is_empty(), "{lone}");
-            committed.extend(ready.take_committed_entries());
+            output.steps.extend(ready.take_messages());
+            output.committed.extend(ready.take_committed_entries());
+            for read in ready.take_read_states() {
+                let number = read.request_ctx.as_slice().try_into().map(u64::from_le_bytes);
+                output.reads.extend(number.ok().map(|number| (number, read.index)));
+            }
+            let log = self.node.mut_store();
+            let metadata = ready.snapshot().get_metadata();
+            let snapshot = (metadata.index > 0).then_some((metadata.index, metadata.term));
+            if let Some(snapshot) = snapshot {
+                log.restart(snapshot, metadata.get_conf_state().clone());
+                output.snapshot = Some(snapshot.0);
+            }
+            let steps = ready.take_persisted_messages();
             let entries = ready.take_entries();
             if let Some(hard_state) = ready.hs() {
-                self.node.mut_store().set_hard_state(hard_state.clone());
+                log.set_hard_state(hard_state.clone());
             }
-            self.node.mut_store().append(&entries);
-            let ticket = (ready.must_sync() || !entries.is_empty()).then(|| {
+            log.append(&entries);
+            let ticket = (ready.must_sync() || !entries.is_empty() || snapshot.is_some()).then(|| {
                 *next_ticket += 1;
                 Ticket(*next_ticket)
             });
             let number = ready.number();
             self.node.advance_append_async(ready);
-            self.unpersisted.push_back((number, ticket));
+            self.unpersisted.push_back(Unpersisted {
+                number,
+                ticket,
+                steps,
+                snapshot: snapshot.map(|(index, _)| index),
+            });
             if let Some(ticket) = ticket {
                 let hard_state = self.node.store().hard_state().clone();
-                persists.push(Persist { ticket, entries, hard_state });
+                output.persists.push(Persist { ticket, entries, hard_state, snapshot });
             }
             self.release();
         }
-        committed
+        output.steps.append(&mut self.released);
+        output
     }
 
     /// The disk holds everything up to what the ticket names.
     pub fn on_persisted(&mut self, ticket: Ticket) {
-        for (_, waiting) in &mut self.unpersisted {
-            *waiting = waiting.filter(|waiting| *waiting > ticket);
+        for waiting in &mut self.unpersisted {
+            waiting.ticket = waiting.ticket.filter(|waiting| *waiting > ticket);
         }
         self.release();
     }
 
     /// True while the disk has something to write for us.
     pub fn is_persisting(&self) -> bool {
-        self.unpersisted.iter().any(|(_, ticket)| ticket.is_some())
+        self.unpersisted.iter().any(|waiting| waiting.ticket.is_some())
     }
 
     /// The state machine has applied everything up to `index`.
@@ -156,16 +302,24 @@ impl Raft {
         self.node.advance_apply_to(index);
     }
 
-    /// Drops entries that a durable snapshot holds, but for the last `kept`.
-    pub fn compact(&mut self, snapshot_index: u64, kept: u64) {
-        self.node.mut_store().compact(snapshot_index.saturating_sub(kept));
+    /// Drops the entries up to `index`, which a durable snapshot holds.
+    pub fn compact(&mut self, index: u64) {
+        self.node.mut_store().compact(index);
+    }
+
+    /// Members that need entries which are no longer here are told of this snapshot.
+    pub fn offer_snapshot(&mut self, file: SnapshotFile) {
+        self.node.mut_store().offer(file);
     }
 
     /// Tells raft of every ready, oldest first, that waits for nothing any more.
     fn release(&mut self) {
-        while let Some((number, None)) = self.unpersisted.front() {
-            self.node.on_persist_ready(*number);
-            self.unpersisted.pop_front();
+        while let Some(ready) = self.unpersisted.pop_front_if(|ready| ready.ticket.is_none()) {
+            self.node.on_persist_ready(ready.number);
+            if let Some(index) = ready.snapshot {
+                self.node.advance_apply_to(index);
+            }
+            self.released.extend(ready.steps);
         }
     }
 }

@@ -23,13 +23,16 @@ pub enum RecoverError {
     Snapshot(DecodeError),
     #[error("{0}")]
     Log(#[from] LogError),
-    #[error("a group of {members} masters is not supported yet: one master, itself, must be its only member")]
-    Members { members: usize },
+    #[error("this master is not among the {members} members of its group")]
+    NoMember { members: usize },
 }
 
 impl Recovered {
-    /// Takes in a `Persist`: its entries replace whatever is here from the first one's index on.
+    /// Takes in a `Persist`: its entries replace whatever is here from the first one's index on, its snapshot all.
     pub fn persist(&mut self, persist: &Persist) {
+        if persist.snapshot.is_some() {
+            self.entries.clear();
+        }
         if let Some(first) = persist.entries.first() {
             self.entries.retain(|entry| entry.index < first.index);
             self.entries.extend(persist.entries.iter().cloned());
@@ -59,7 +62,7 @@ pub(super) fn encode_snapshot(term: u64, state: &State) -> Vec<u8> {
     to.bytes
 }
 
-fn decode_snapshot(bytes: &[u8]) -> Result<(State, u64), DecodeError> {
+pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<(State, u64), DecodeError> {
     let mut from = Reader::new(bytes);
     let term = from.varint()?;
     Ok((State::decode(from.rest())?, term))

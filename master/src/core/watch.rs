@@ -94,6 +94,23 @@ impl Watchers {
         }
     }
 
+    /// Knows nothing of what was before `index`.
+    pub(super) fn restart(&mut self, index: u64) {
+        self.past.clear();
+        (self.start, self.size) = (index, 0);
+    }
+
+    /// Everybody who waits: the peer, the number of its watch, and its job.
+    pub(super) fn take_all(&mut self) -> Vec<(PeerId, u64, JobId)> {
+        self.deadlines.clear();
+        let job = |topic| match topic {
+            Topic::Dispatch => JobId::NIL,
+            Topic::Job(job) => job,
+        };
+        let parked = std::mem::take(&mut self.parked).into_iter();
+        parked.map(|((topic, peer), parked)| (peer, parked.request, job(topic))).collect()
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(deadline, ..)| *deadline)
     }
@@ -184,6 +201,10 @@ fn job_of(frame: &[u8]) -> Option<JobId> {
 }
 
 impl Core {
+    pub(super) fn watches_unknown_job(&self, fixed: &Watch) -> bool {
+        fixed.subject.get() == WatchSubject::Job as u16 && !self.state.jobs.contains_key(&fixed.uuid.job())
+    }
+
     pub(super) fn on_watch(&mut self, from: PeerId, fixed: &Watch, now: Instant, actions: &mut Vec<Action>) {
         let (request, after) = (fixed.request.get(), fixed.after.get());
         let job = fixed.uuid.job();

@@ -61,12 +61,14 @@ impl DataDir {
         Ok(Self { dir: dir.to_owned(), identity: NodeIdentity::open(dir, node)?, members })
     }
 
-    /// The group. At the first start this writes it down, so identity and log have to be there by now.
-    pub(super) fn members(&self) -> Result<Vec<NodeId>, DataDirError> {
+    /// The group: at the first start this master and `others`, which is written down, so identity and log have to be
+    /// there by now; later, whatever was written.
+    pub(super) fn members(&self, others: &[NodeId]) -> Result<Vec<NodeId>, DataDirError> {
         if let Some(members) = &self.members {
             return Ok(members.clone());
         }
-        let members = vec![self.identity.node];
+        let mut members: Vec<NodeId> = std::iter::once(self.identity.node).chain(others.iter().copied()).collect();
+        members.sort();
         let path = self.dir.join(MEMBERS);
         let text: String = members.iter().map(|member| format!("{member}\n")).collect();
         write_new(&path, text.as_bytes()).map_err(|source| DataDirError::Io { path, what: "cannot write", source })?;
@@ -111,10 +113,10 @@ mod tests {
 
         let first = DataDir::open(dir.path(), None, true).unwrap();
         fs::create_dir(dir.path().join(LOG)).unwrap();
-        let members = first.members().unwrap();
+        let members = first.members(&[]).unwrap();
         assert_eq!(members, [first.identity.node]);
         drop(first);
-        assert_eq!(DataDir::open(dir.path(), None, false).unwrap().members().unwrap(), members);
+        assert_eq!(DataDir::open(dir.path(), None, false).unwrap().members(&[]).unwrap(), members);
     }
 
     #[test]
@@ -123,7 +125,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let first = DataDir::open(dir.path(), None, true).unwrap();
             fs::create_dir(dir.path().join(LOG)).unwrap();
-            first.members().unwrap();
+            first.members(&[]).unwrap();
             drop(first);
             let path = dir.path().join(lost);
             if lost == LOG {

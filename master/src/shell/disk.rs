@@ -16,7 +16,7 @@ use node::Bell;
 use node::channel::{Inbox, Orders, Outbox, RecvTimeoutError, to_helper, to_owner};
 use node::disk::free_bytes;
 use raft::eraftpb::{Entry, HardState};
-use raft_engine::{Engine, LogBatch, MessageExt, ReadableSize};
+use raft_engine::{Command, Engine, LogBatch, MessageExt, ReadableSize};
 
 use crate::core::{Persist, Recovered, Ticket};
 
@@ -331,6 +331,10 @@ impl LogThread {
     fn write(&mut self, persists: &[Persist]) {
         let mut batch = LogBatch::default();
         for persist in persists {
+            if persist.snapshot.is_some() {
+                // With it go the hard state and the number of the write, which are put anew below.
+                batch.add_command(GROUP, Command::Clean);
+            }
             batch.add_entries::<Entries>(GROUP, &persist.entries).expect("entries of a log fit a batch");
         }
         let hard_state = &persists.last().expect("there is one").hard_state;
@@ -435,6 +439,35 @@ mod tests {
             let refused = Disk::open(dir.path(), 0, &Bell::new().unwrap()).err().expect("it is refused");
             assert!(matches!(refused, DiskError::Short { last: 2, synced: 3, .. }), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_snapshot_of_the_leader_stands_for_the_whole_log() {
+        let dir = tempfile::tempdir().unwrap();
+        write_entries(dir.path(), 3);
+        let (mut disk, _) = Disk::open(dir.path(), 0, &Bell::new().unwrap()).unwrap();
+        let entry = |index| Entry { index, term: 2, data: vec![8; 100].into(), ..Entry::default() };
+        let hard_state = HardState { term: 2, commit: 100, ..HardState::default() };
+        let restart = Persist {
+            ticket: Ticket(4),
+            entries: vec![entry(101)],
+            hard_state: hard_state.clone(),
+            snapshot: Some((100, 2)),
+        };
+        let next =
+            Persist { ticket: Ticket(5), entries: vec![entry(102)], hard_state: hard_state.clone(), snapshot: None };
+        for persist in [restart, next] {
+            disk.persist(persist);
+        }
+        disk.push();
+        while disk.next_done() != Some(Done::Persisted(Ticket(5))) {
+            thread::yield_now();
+        }
+        disk.close();
+        let (disk, recovered) = Disk::open(dir.path(), 0, &Bell::new().unwrap()).unwrap();
+        assert_eq!(recovered.entries.iter().map(|entry| entry.index).collect::<Vec<_>>(), [101, 102]);
+        assert_eq!(recovered.hard_state, hard_state);
+        disk.close();
     }
 
     #[test]

@@ -156,7 +156,11 @@ impl MasterUnderTest {
                 self.disk.snapshot = Some(bytes);
                 self.step(Event::SnapshotSaved { ticket })
             }
-            Action::Send { .. } | Action::Compact { .. } | Action::Decided(_) => unreachable!("not for the disk"),
+            Action::Send { .. }
+            | Action::ToMaster { .. }
+            | Action::Compact { .. }
+            | Action::Halt { .. }
+            | Action::Decided(_) => unreachable!("not for the disk"),
         }
     }
 
@@ -172,6 +176,7 @@ impl MasterUnderTest {
             match action {
                 Action::Send { to, frame } => sent.push((to, frame)),
                 Action::Persist(_) | Action::SaveSnapshot { .. } => self.unwritten.push_back(action),
+                Action::ToMaster { .. } | Action::Halt { .. } => panic!("a lone master has nobody to talk to"),
                 Action::Compact { index } => self.disk.compact(index),
                 Action::Decided(decision) => self.decisions.push(decision),
             }

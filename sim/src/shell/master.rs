@@ -88,6 +88,7 @@ impl MasterShell {
                     self.write(Write::Snapshot { ticket, bytes }, outside);
                 }
                 Action::Compact { index } => self.write(Write::Compact { index }, outside),
+                Action::ToMaster { .. } | Action::Halt { .. } => unreachable!("a lone master has nobody to talk to"),
                 Action::Decided(decision) => self.notes.push(decision.to_string()),
             }
         }

@@ -7,16 +7,21 @@ use raft::util::limit_size;
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use wire::NodeId;
 
+use super::frame::SnapshotFile;
 use super::raft_id;
 
 /// Entries from `compacted.0 + 1` on.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
-    voters: Vec<u64>,
+    members: ConfState,
     hard_state: HardState,
     /// Index and term of the last entry that is no longer here.
     compacted: (u64, u64),
     entries: VecDeque<Entry>,
+    /// Bytes of their data.
+    size: usize,
+    /// What members are told of that need entries which are no longer here.
+    offered: Option<SnapshotFile>,
 }
 
 /// Says why what a disk gave back is not a log. The disk is damaged: nothing of it may be skipped.
@@ -26,8 +31,6 @@ pub enum LogError {
     Gap { before: u64, found: u64 },
     #[error("the log ends at entry {last}, but entry {commit} was committed: its end is missing")]
     EndMissing { last: u64, commit: u64 },
-    #[error("entry {index} has term {found} in the log and {expected} in the snapshot")]
-    OtherTerm { index: u64, found: u64, expected: u64 },
 }
 
 impl Log {
@@ -40,11 +43,10 @@ impl Log {
         mut hard_state: HardState,
     ) -> Result<Self, LogError> {
         let (index, term) = snapshot;
-        // Older entries may still be there: the log is cut after the snapshot is durable, not with it.
-        if let Some(same) = entries.iter().find(|entry| entry.index == index && entry.term != term) {
-            return Err(LogError::OtherTerm { index, found: same.term, expected: term });
-        }
-        let newer: VecDeque<Entry> = entries.into_iter().filter(|entry| entry.index > index).collect();
+        // Older entries may still be there: the log is cut after the snapshot is durable, not with it. And a log that has
+        // another entry in the snapshot's place was to be replaced by it: what follows was never committed.
+        let is_replaced = entries.iter().any(|entry| entry.index == index && entry.term != term);
+        let newer: VecDeque<Entry> = entries.into_iter().filter(|entry| entry.index > index && !is_replaced).collect();
         for (expected, entry) in (index + 1..).zip(&newer) {
             if entry.index != expected {
                 return Err(LogError::Gap { before: expected - 1, found: entry.index });
@@ -58,7 +60,9 @@ impl Log {
         hard_state.commit = hard_state.commit.max(index);
         hard_state.term = hard_state.term.max(term);
         let voters = members.iter().map(|member| raft_id(*member)).collect();
-        Ok(Self { voters, hard_state, compacted: snapshot, entries: newer })
+        let members = ConfState { voters, ..ConfState::default() };
+        let size = newer.iter().map(|entry| entry.data.len()).sum();
+        Ok(Self { members, hard_state, compacted: snapshot, entries: newer, size, offered: None })
     }
 
     pub fn compacted_index(&self) -> u64 {
@@ -67,6 +71,11 @@ impl Log {
 
     pub fn last(&self) -> u64 {
         self.compacted.0 + self.entries.len() as u64
+    }
+
+    /// Bytes of what the entries hold.
+    pub fn size(&self) -> usize {
+        self.size
     }
 
     pub fn hard_state(&self) -> &HardState {
@@ -90,8 +99,22 @@ impl Log {
     pub(super) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         assert!(first.index > self.compacted.0 && first.index <= self.last() + 1, "raft appends without gaps");
-        self.entries.truncate((first.index - self.compacted.0 - 1) as usize);
+        for replaced in self.entries.drain((first.index - self.compacted.0 - 1) as usize..) {
+            self.size -= replaced.data.len();
+        }
+        self.size += entries.iter().map(|entry| entry.data.len()).sum::<usize>();
         self.entries.extend(entries.iter().cloned());
+    }
+
+    /// Holds nothing but a snapshot.
+    pub(super) fn restart(&mut self, snapshot: (u64, u64), members: ConfState) {
+        self.entries.clear();
+        self.size = 0;
+        (self.compacted, self.members) = (snapshot, members);
+    }
+
+    pub(super) fn offer(&mut self, file: SnapshotFile) {
+        self.offered = Some(file);
     }
 
     /// Drops the entries up to `index`.
@@ -100,15 +123,16 @@ impl Log {
             return;
         }
         let term = self.term_of(index).expect("only applied entries are dropped");
-        self.entries.drain(..(index - self.compacted.0) as usize);
+        for dropped in self.entries.drain(..(index - self.compacted.0) as usize) {
+            self.size -= dropped.data.len();
+        }
         self.compacted = (index, term);
     }
 }
 
 impl Storage for Log {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        let conf_state = ConfState { voters: self.voters.clone(), ..ConfState::default() };
-        Ok(RaftState { hard_state: self.hard_state.clone(), conf_state })
+        Ok(RaftState { hard_state: self.hard_state.clone(), conf_state: self.members.clone() })
     }
 
     fn entries(
@@ -145,9 +169,15 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // Snapshots travel as files, never inside raft's messages; anything but this error would stop the process.
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        // Anything but this error would stop the process.
+        let unavailable = StorageError::SnapshotTemporarilyUnavailable;
+        let file = self.offered.filter(|file| file.index >= request_index).ok_or(unavailable)?;
+        let mut snapshot = Snapshot { data: file.data().into(), ..Snapshot::default() };
+        let metadata = snapshot.mut_metadata();
+        (metadata.index, metadata.term) = (file.index, file.term);
+        metadata.set_conf_state(self.members.clone());
+        Ok(snapshot)
     }
 }
 
@@ -169,8 +199,12 @@ mod tests {
         assert_eq!(recover((0, 0), &[1, 3], 1).unwrap_err(), LogError::Gap { before: 1, found: 3 });
         assert_eq!(recover((5, 1), &[7], 5).unwrap_err(), LogError::Gap { before: 5, found: 7 });
         assert_eq!(recover((5, 1), &[4, 5, 6], 7).unwrap_err(), LogError::EndMissing { last: 6, commit: 7 });
-        let other = LogError::OtherTerm { index: 5, found: 1, expected: 2 };
-        assert_eq!(recover((5, 2), &[5, 6], 5).unwrap_err(), other);
+    }
+
+    #[test]
+    fn a_log_with_another_entry_in_the_snapshots_place_is_replaced_by_it() {
+        let log = recover((5, 2), &[4, 5, 6], 3).unwrap();
+        assert_eq!((log.compacted_index(), log.last(), log.term_of(5), log.term_of(6)), (5, 5, Some(2), None));
     }
 
     #[test]
