@@ -109,6 +109,47 @@ fn a_worker_dies_and_the_other_reruns_nothing_that_it_held() {
     dev.stop();
 }
 
+/// A job whose first attempt reads its input until `signals` have come to its worker; its next one finds it all the same.
+fn reads_again_after(signals: &[i32]) {
+    let dev = Dev::start(1);
+    if mounts_of(&dev.cluster).is_empty() {
+        return eprintln!("skipped: nothing can be mounted here");
+    }
+    std::fs::write(dev.folder().join("big"), vec![7; 9 << 20]).expect("written");
+    let said = dev.folder().join("said");
+    let script = r#"cd "$ZG_INPUT_DIR"; echo $ZG_ATTEMPT >>"$0"
+        [ $ZG_ATTEMPT = 1 ] && { while cat big >/dev/null; do :; done; exit 3; }; cksum <big"#;
+    let job = dev.submit(&["--input", "big", "--", "sh", "-c", script, &said.to_string_lossy()]);
+    until(SOON, || std::fs::read(&said).is_ok_and(|said| !said.is_empty()).then_some(())).expect("it reads");
+    let worker = dev.node("worker1")["pid"].as_i64().expect("a pid") as libc::pid_t;
+    for (number, signal) in signals.iter().enumerate() {
+        if number > 0 {
+            until(SOON, || mounts_of(&dev.cluster).is_empty().then_some(())).expect("the mount is taken away");
+            // Until all think that it is lost.
+            until(SOON, || (dev.node("worker1")["state"] == "lost").then_some(())).expect("it is missed");
+        }
+        // SAFETY: kill takes no pointers.
+        assert_eq!(unsafe { libc::kill(worker, *signal) }, 0);
+    }
+    let record = dev.wait(&job, LONG);
+    assert_eq!(record["state"], "finished", "{record} {:?}\n{}", dev.chunks(&job), dev.logs());
+    assert_eq!(std::fs::read_to_string(&said).expect("it said"), "1\n2\n", "the next attempt finds its input at once");
+    let sum = std::process::Command::new("sh").args(["-c", "cksum <big"]).current_dir(dev.folder()).output();
+    let printed = dev.zg(&["job", "logs", &job]).expect_success();
+    assert_eq!(printed.stdout, sum.expect("it runs").stdout);
+    dev.stop();
+}
+
+#[test]
+fn what_a_killed_worker_read_is_read_again_by_the_next_attempt() {
+    reads_again_after(&[libc::SIGKILL]);
+}
+
+#[test]
+fn what_a_stopped_worker_read_is_read_again_by_the_next_attempt() {
+    reads_again_after(&[libc::SIGSTOP, libc::SIGCONT]);
+}
+
 #[test]
 fn a_killed_worker_leaves_no_orphan() {
     let dev = Dev::start(1);
