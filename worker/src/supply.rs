@@ -40,6 +40,9 @@ pub trait Shelf: Send + Sync + 'static {
     fn store(&self) -> &Store;
     /// A file has more bytes on the disk than before.
     fn grown(&self, file: FileId);
+    /// Somebody reads a file: until as many `closed` it stays.
+    fn opened(&self, file: FileId);
+    fn closed(&self, file: FileId);
     /// The disk is full: removes what nobody needs, but not this file. False = there is nothing of the kind.
     fn make_room(&self, file: FileId) -> bool;
 }

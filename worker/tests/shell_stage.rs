@@ -13,7 +13,7 @@ use wire::{Cause, Duration, FileId};
 
 /// Runs a job over one input and returns how it ended and what it printed.
 fn run(site: &mut Site, input: &(FileId, Input), script: &str) -> (Cause, String) {
-    let spec = script_over(&[input.clone()], script);
+    let spec = script_over(std::slice::from_ref(input), script);
     let job = site.run(b"", &[input.0], &spec);
     let result = site.results[&(job, 0)];
     let streams = site.streams(result.bundle);

@@ -88,12 +88,33 @@ type FileNumber = (u64, u64);
 struct Handle {
     inode: u64,
     content: Content,
+    /// As long as somebody has it open it stays in the cache.
+    _kept: Option<Kept>,
     /// `None` = it is empty. With what was believed of it when it was opened.
     cached: Option<(Arc<Cached>, Belief)>,
     /// `None` = it does not count who has it open which way.
     counted: Option<Way>,
     /// It is known that it was changed.
     is_spoiled: AtomicBool,
+}
+
+/// Keeps a file in the cache.
+struct Kept {
+    shelf: Arc<dyn Shelf>,
+    file: FileId,
+}
+
+impl Kept {
+    fn new(shelf: &Arc<dyn Shelf>, file: FileId) -> Self {
+        shelf.opened(file);
+        Self { shelf: shelf.clone(), file }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.shelf.closed(self.file);
+    }
 }
 
 impl Shared {
@@ -170,8 +191,10 @@ impl Shared {
     fn open(self: &Arc<Self>, inode: u64, reader: u32, has_waited: bool, reply: ReplyOpen) {
         let Some(content) = self.view().content(inode) else { return reply.error(Errno::ENOENT) };
         if content.length == 0 {
-            return self.opened(reply, Handle::new(inode, content, None, None), None);
+            return self.opened(reply, Handle::new(inode, content, None, None, None), None);
         }
+        // Before anything is believed of it: what goes from the cache then looks as if somebody had been at it.
+        let kept = Kept::new(&self.shelf, content.file);
         let cached = match self.shelf.store().cached(content.file, content.hash, content.file_length) {
             Ok(cached) => cached,
             Err(error) => {
@@ -188,7 +211,8 @@ impl Shared {
             has_waited,
         };
         if !facts.may_ever_pass() {
-            return self.opened(reply, Handle::new(inode, content, Some((cached, belief)), None), None);
+            let handle = Handle::new(inode, content, Some(kept), Some((cached, belief)), None);
+            return self.opened(reply, handle, None);
         }
         let shared = {
             let mut open = held(&self.open);
@@ -220,7 +244,7 @@ impl Shared {
             // An earlier boot left it: once it has been looked at it is read past us.
             self.supplier.want(wanted(&content), Fetching::Whole);
         }
-        let handle = Handle::new(inode, content, Some((cached, belief)), Some(way));
+        let handle = Handle::new(inode, content, Some(kept), Some((cached, belief)), Some(way));
         // Under the node's lock: nobody may come in between with the other way.
         self.opened(reply, handle, node.backing.as_ref().map(|(backing, _)| backing));
     }
@@ -478,8 +502,14 @@ fn is_all_here(cached: &Cached) -> bool {
 }
 
 impl Handle {
-    fn new(inode: u64, content: Content, cached: Option<(Arc<Cached>, Belief)>, counted: Option<Way>) -> Self {
-        Self { inode, content, cached, counted, is_spoiled: AtomicBool::new(false) }
+    fn new(
+        inode: u64,
+        content: Content,
+        kept: Option<Kept>,
+        cached: Option<(Arc<Cached>, Belief)>,
+        counted: Option<Way>,
+    ) -> Self {
+        Self { inode, content, _kept: kept, cached, counted, is_spoiled: AtomicBool::new(false) }
     }
 
     fn way(&self) -> Way {

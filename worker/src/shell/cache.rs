@@ -4,8 +4,8 @@
 //! into the cache. Nothing here forbids it. The next job is not to suffer from it: `content::Cached` notices, and what turns
 //! out to be wrong goes as a whole, because whoever wrote may have it open still. And those that have the link already are
 //! found when one of their chunks ends: what it read may not have been its input. A link that somebody else makes or removes,
-//! we ourselves when a job is forgotten, costs a reading and no more. What no job needs goes when the cache has grown too
-//! large.
+//! we ourselves when a job is forgotten, costs a reading and no more. What no job needs and nobody has open goes when the
+//! cache has grown too large.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, FileTimes, Permissions};
@@ -211,6 +211,16 @@ impl Shelf for Cache {
         let mut needs = self.needs();
         needs.quota.set(file, self.store.size_on_disk(file));
         self.evict(&mut needs);
+    }
+
+    fn opened(&self, file: FileId) {
+        self.needs().quota.pin(file);
+    }
+
+    fn closed(&self, file: FileId) {
+        let mut needs = self.needs();
+        needs.quota.unpin(file);
+        self.remove_all(needs.quota.evict());
     }
 
     fn make_room(&self, file: FileId) -> bool {
