@@ -1,6 +1,7 @@
 //! The main job, shown: a cluster on this machine counts the words of a dictionary, in front of the reader's eyes.
 //!
-//! Sixteen map chunks count a sixteenth of the text each, a reduce job adds up what they wrote, and the plain
+//! Sixteen map chunks count a sixteenth of the text each, which they read through their worker's mount, a reduce job adds
+//! up what they wrote, and the plain
 //! `tr | sort | uniq -c` over the whole text has to come to the same twenty words. Nothing stays behind but
 //! `target/demo`, which keeps the text for the next time.
 
@@ -9,7 +10,7 @@ mod corpus;
 
 use crate::json::Value;
 use crate::{Outcome, run, setup};
-use cluster::{Cluster, seconds_of};
+use cluster::{Cluster, Inputs, seconds_of};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -33,6 +34,14 @@ struct Step {
     /// From the first program's start to the last one's end.
     programs: Option<Duration>,
     cpu: Option<Duration>,
+    inputs: Option<Inputs>,
+}
+
+impl Step {
+    /// One of which nothing else is known.
+    fn timed(name: &'static str, wall: Duration) -> Step {
+        Step { name, wall, programs: None, cpu: None, inputs: None }
+    }
 }
 
 /// Runs the whole demo; fails when the cluster's answer is not the plain pipeline's.
@@ -46,16 +55,16 @@ pub(crate) fn demo() -> Outcome {
     println!("\n{}", corpus.description);
     let mut steps = Vec::new();
     let (plain, wall) = plain_count(&corpus.path)?;
-    let plain_step = Step { name: "plain tr | sort | uniq -c", wall, programs: None, cpu: None };
+    let plain_step = Step::timed("plain tr | sort | uniq -c", wall);
 
     println!("Starting one master, one load balancer, one storage node and {WORKERS} workers.");
     let (cluster, wall) = timed(|| Cluster::start(WORKERS))?;
-    steps.push(Step { name: "start the cluster", wall, programs: None, cpu: None });
+    steps.push(Step::timed("start the cluster", wall));
     let counted = count(&cluster, &corpus.path, &mut steps);
     let stopped = timed(|| cluster.stop());
     let counted = counted?;
     let ((), wall) = stopped?;
-    steps.push(Step { name: "stop it, nothing left", wall, programs: None, cpu: None });
+    steps.push(Step::timed("stop it, nothing left", wall));
     steps.push(plain_step);
 
     print_times(&steps);
@@ -71,7 +80,7 @@ pub(crate) fn demo() -> Outcome {
 /// Puts the text into the cluster, maps, reduces, and returns the most frequent words.
 fn count(cluster: &Cluster, corpus: &Path, steps: &mut Vec<Step>) -> Outcome<Vec<(String, u64)>> {
     let (put, wall) = timed(|| cluster.json(&["file", "put", &corpus.to_string_lossy()]))?;
-    steps.push(Step { name: "put the text on storage", wall, programs: None, cpu: None });
+    steps.push(Step::timed("put the text on storage", wall));
     let file = expect_text(put.at("file"), "id")?;
 
     // Without splitting a line, `split -n l/K/N` prints the Kth Nth of a file, and reads no more than that of it.
@@ -109,9 +118,12 @@ fn run_job(
     steps: &mut Vec<Step>,
 ) -> Outcome<Vec<Value>> {
     let submit = [&["submit"], flags, &["--", "sh", "-c", script]].concat();
+    let before = cluster.inputs()?;
     let submitted = cluster.json(&submit)?;
     let job = expect_text(submitted.at("job"), "id")?;
     cluster.zg(&["job", "wait", job])?;
+    // The last results have brought their numbers along.
+    let inputs = cluster.inputs()?.since(before);
     let info = cluster.json(&["job", "info", job])?;
     let info = info.at("job");
     let chunks = cluster.json(&["chunk", "list", job])?.at("chunks").list().to_vec();
@@ -127,6 +139,7 @@ fn run_job(
         wall: Duration::from_secs_f64(wall.max(0.0)),
         programs: Some(Duration::from_secs_f64((last_end - first_start).max(0.0))),
         cpu: Some(Duration::from_secs_f64(cpu_us / 1e6)),
+        inputs: Some(inputs),
     });
     Ok(chunks)
 }
@@ -165,11 +178,24 @@ fn timed<T>(work: impl FnOnce() -> Outcome<T>) -> Outcome<(T, Duration)> {
 
 fn print_times(steps: &[Step]) {
     let seconds = |duration: Option<Duration>| duration.map_or(String::new(), |d| format!("{:.3}", d.as_secs_f64()));
-    println!("\n{:<28} {:>9} {:>12} {:>9}", "where the time went", "wall s", "programs s", "cpu s");
+    println!("\n{:64} {:^26}", "", "opens of inputs");
+    println!(
+        "{:<26} {:>8} {:>10} {:>7} {:>9} {:>8} {:>8} {:>8}",
+        "where the time went", "wall s", "programs s", "cpu s", "moved MB", "past", "through", "waited"
+    );
     for step in steps {
         let (wall, programs, cpu) = (seconds(Some(step.wall)), seconds(step.programs), seconds(step.cpu));
-        println!("{:<28} {wall:>9} {programs:>12} {cpu:>9}", step.name);
+        let counts = step.inputs.map_or(Default::default(), |inputs| {
+            let Inputs { bytes_fetched, opens_past, opens_through, opens_waited } = inputs;
+            let opens = [opens_past, opens_through, opens_waited].map(|count| count.to_string());
+            (format!("{:.1}", bytes_fetched / 1e6), opens)
+        });
+        let (moved, [past, through, waited]): (String, [String; 3]) = counts;
+        println!("{:<26} {wall:>8} {programs:>10} {cpu:>7} {moved:>9} {past:>8} {through:>8} {waited:>8}", step.name);
     }
+    println!(
+        "Moved from storage to the workers. Files were opened past the worker or through it; some of both waited."
+    );
 }
 
 fn print_words(counted: &[(String, u64)], plain: &[(String, u64)]) {

@@ -75,14 +75,40 @@ impl Cluster {
         Value::parse(&self.zg(&[&["--json"], arguments].concat())?)
     }
 
-    /// Stops the cluster as Ctrl-C does; fails when a process or a mount of it is left.
+    /// What its workers' programs have read of their inputs so far.
+    pub(super) fn inputs(&self) -> Outcome<Inputs> {
+        let nodes = self.json(&["node", "list"])?;
+        let workers = nodes.at("nodes").list().iter().filter(|node| node.at("role").text() == Some("worker"));
+        let mut sum = Inputs::default();
+        for worker in workers {
+            let id = worker.at("id").text().ok_or("a node without an id")?;
+            let info = self.json(&["node", "info", id])?;
+            let inputs = info.at("node").at("inputs");
+            if *inputs == Value::Null {
+                // It has not spoken yet, and so has run nothing.
+                continue;
+            }
+            let count = |name: &str| inputs.at(name).number().ok_or(format!("worker {id} tells no {name}"));
+            sum.bytes_fetched += count("bytes_fetched")?;
+            sum.opens_past += count("opens_passthrough")?;
+            sum.opens_through += count("opens_cached")?;
+            sum.opens_waited += count("opens_waited")?;
+        }
+        Ok(sum)
+    }
+
+    /// Stops the cluster as Ctrl-C does; fails when anything of it is left but its folder.
     pub(super) fn stop(mut self) -> Outcome {
+        let nodes = nodes_of(&self.folder.join("cluster"));
+        if nodes.is_empty() {
+            return Err(format!("no node has its settings in {}", self.folder.display()));
+        }
         let status = self.interrupt()?;
         if !status.success() {
             let said = std::fs::read_to_string(self.folder.join("dev.log")).unwrap_or_default();
             return Err(format!("zg dev ended badly ({status}): {}", said.trim()));
         }
-        let left = left_behind(&self.folder);
+        let left = left_behind(&self.folder, &nodes);
         if left.is_empty() { Ok(()) } else { Err(format!("zg dev left behind: {}", left.join(", "))) }
     }
 
@@ -91,6 +117,28 @@ impl Cluster {
         let kill = Command::new("sh").args(["-c", "kill -INT \"$1\"", "sh", &self.dev.id().to_string()]).status();
         kill.map_err(|error| format!("cannot start sh: {error}"))?;
         self.dev.wait().map_err(|error| format!("cannot wait for zg dev: {error}"))
+    }
+}
+
+/// What programs have read of their inputs: bytes from storage, and files by the way in which they were opened.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Inputs {
+    pub(super) bytes_fetched: f64,
+    /// Past the worker, straight from its cache.
+    pub(super) opens_past: f64,
+    pub(super) opens_through: f64,
+    /// Of both, those that waited for the file first.
+    pub(super) opens_waited: f64,
+}
+
+impl Inputs {
+    pub(super) fn since(self, before: Inputs) -> Inputs {
+        Inputs {
+            bytes_fetched: self.bytes_fetched - before.bytes_fetched,
+            opens_past: self.opens_past - before.opens_past,
+            opens_through: self.opens_through - before.opens_through,
+            opens_waited: self.opens_waited - before.opens_waited,
+        }
     }
 }
 
@@ -117,8 +165,18 @@ fn drain(mut printed: impl Read) {
     let _ = std::io::copy(&mut printed, &mut std::io::sink());
 }
 
-/// Processes that name the folder in their arguments or work in it, and mounts in it.
-fn left_behind(folder: &Path) -> Vec<String> {
+/// The ids of a cluster's nodes, as their settings have them.
+fn nodes_of(cluster: &Path) -> Vec<String> {
+    let settings = std::fs::read_dir(cluster).into_iter().flatten().flatten().map(|entry| entry.path());
+    let settings = settings.filter(|path| path.extension().is_some_and(|end| end == "toml"));
+    let texts = settings.filter_map(|path| std::fs::read_to_string(path).ok());
+    let node = |line: &str| Some(line.strip_prefix("node = \"")?.strip_suffix('"')?.to_owned());
+    texts.flat_map(|text| text.lines().filter_map(node).collect::<Vec<_>>()).collect()
+}
+
+/// Processes that name the folder in their arguments or work in it, mounts in it, and mounts, their directories and
+/// control groups that are named after the nodes.
+fn left_behind(folder: &Path, nodes: &[String]) -> Vec<String> {
     let name = folder.to_string_lossy();
     let mut left = Vec::new();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -130,10 +188,31 @@ fn left_behind(folder: &Path) -> Vec<String> {
             left.push(format!("process {} ({})", process.file_name().to_string_lossy(), arguments.trim()));
         }
     }
+    let is_named = |text: &str| nodes.iter().any(|node| text.contains(node.as_str()));
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|point| point.starts_with(&*name));
+    let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    let mounts = mounts.filter(|point| point.starts_with(&*name) || is_named(point));
     left.extend(mounts.map(|point| format!("mount {point}")));
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| Path::new(&dir).join("ziggurat"));
+    for dir in runtime.into_iter().chain(["/run/ziggurat".into(), "/sys/fs/cgroup".into()]) {
+        directories_below(&dir, &mut |path| {
+            if path.file_name().is_some_and(|name| is_named(&name.to_string_lossy())) {
+                left.push(format!("directory {}", path.display()));
+            }
+        });
+    }
     left
+}
+
+/// Shows every directory below one, of its own file system or another.
+fn directories_below(dir: &Path, see: &mut dyn FnMut(&Path)) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        // One may go while it is looked at; then it is not left.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            see(&entry.path());
+            directories_below(&entry.path(), see);
+        }
+    }
 }
 
 /// Seconds since 1970 of an RFC 3339 time in UTC, as zg prints them.
@@ -171,13 +250,14 @@ mod tests {
     fn a_process_that_works_in_the_folder_is_seen() {
         let folder = std::env::temp_dir().join(format!("zg-left-{}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
-        assert_eq!(left_behind(&folder), [""; 0]);
+        let nodes = ["0193-none".to_owned()];
+        assert_eq!(left_behind(&folder, &nodes), [""; 0]);
         let mut command = Command::new("cat");
         let mut cat = command.current_dir(&folder).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         // Linux shows a new program's arguments a moment after spawn returns; once it answers, they are there.
         cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
         cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        assert_eq!(left_behind(&folder), [format!("process {} (cat)", cat.id())]);
+        assert_eq!(left_behind(&folder, &nodes), [format!("process {} (cat)", cat.id())]);
         drop(cat.stdin.take());
         cat.wait().unwrap();
         std::fs::remove_dir(&folder).unwrap();
