@@ -259,19 +259,21 @@ fn a_run_that_was_refused_an_input_has_missed_it_however_it_ends() {
 }
 
 #[test]
-fn spoiled_inputs_are_missed_by_what_runs_and_brought_again_for_what_waits() {
-    let mut worker = a_worker().slots(1).with_one_load_balancer().build();
+fn spoiled_inputs_end_what_runs_and_are_brought_again_when_it_has_ended() {
+    let mut worker = a_worker().slots(2).with_one_load_balancer().build();
     worker.spec.inputs = vec![an_input("a")];
-    worker.assign(1, job(J1), 0, 2);
+    worker.assign(1, job(J1), 0, 3);
     worker.step(Event::Staged { job: job(J1) });
-    assert_eq!(worker.step(Event::InputsSpoiled { job: job(J1) }), ["stage j1"]);
-    assert_eq!(worker.step(Event::InputsSpoiled { job: job(J1) }), [""; 0], "they are on their way");
+    assert_eq!(worker.step(Event::InputsSpoiled { job: job(J1) }), ["terminate 0", "terminate 1"]);
+    assert_eq!(worker.step(Event::InputsSpoiled { job: job(J1) }), [""; 0], "it is known");
     assert_eq!(worker.exits(job(J1), 0, RunEnd::Code(0)), ["collect 0 Streams"]);
-    worker.collected(job(J1), 0, false);
-    assert_eq!(worker.step(Event::Staged { job: job(J1) }), ["start j1.1 attempt 1 in 0"]);
-    assert_eq!(worker.step(Event::InputsSpoiled { job: job(J1) }), [""; 0], "nothing waits for them");
+    assert_eq!(worker.collected(job(J1), 0, false), [""; 0], "the other runs still");
+    assert_eq!(worker.assign(2, job(J1), 4, 1).len(), 1, "they are not fetched for one that comes now either");
+    assert_eq!(worker.ends(job(J1), 1, RunEnd::Signal(15)), ["collect 1 Streams", "stage j1"]);
+    let started = ["start j1.2 attempt 1 in 0", "start j1.4 attempt 1 in 1"];
+    assert_eq!(worker.step(Event::Staged { job: job(J1) }), started);
     let told = worker.tick();
-    assert_eq!(told[0], "master: batch 1 j1 attempt 1: 0+1 input_missing with 0 files");
+    assert_eq!(told[0], "master: batch 1 j1 attempt 1: 0+2 input_missing with 0 files");
 }
 
 #[test]

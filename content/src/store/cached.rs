@@ -220,22 +220,15 @@ impl Cached {
     }
 
     /// Whether somebody else has changed the bytes of the file since that was believed, or has put another in its place: what
-    /// was read unchecked meanwhile may be wrong. Links, and who may read it, may have changed. Waits for nobody.
+    /// was read unchecked meanwhile may be wrong. Links, and who may read it, may have changed. It waits for nobody, but where
+    /// the file was not sealed for a block that is being written.
     pub fn was_changed_since(&self, belief: &Belief) -> bool {
         let is_as_it_was = match &belief.sealed {
             Some(sealed) => {
                 let found = fs::symlink_metadata(self.path(Place::Sealed));
                 found.is_ok_and(|found| Look::of(&found).has_content_of(sealed))
             }
-            None => {
-                // Whoever writes just now looks for itself.
-                if let Ok(mut state) = self.state.try_lock()
-                    && let Err(error) = self.settle(&mut state)
-                {
-                    tracing::warn!(%error, file = %self.file, "a cached file cannot be looked at");
-                }
-                true
-            }
+            None => self.settle(&mut self.locked()).is_ok(),
         };
         // After the look: what was put right again meanwhile was counted before.
         !is_as_it_was || self.intrusions.load(Ordering::Acquire) != belief.intrusions

@@ -134,10 +134,12 @@ impl Worker {
         actions.push(Action::Learn { order: Box::new(order) });
     }
 
-    /// Fetches the job's files unless they are here or on their way.
+    /// Fetches the job's files unless they are here or on their way. While something runs that had others, it is waited for:
+    /// nobody's files are taken away from under it, and it may write where the new ones come.
     pub(super) fn stage(&mut self, id: JobId, actions: &mut Vec<Action>) {
+        let is_running = self.slots.runs().any(|(_, run)| run.job == id);
         let job = self.jobs.jobs.get_mut(&id).expect("only a known job is staged");
-        if job.stage == Stage::Absent {
+        if job.stage == Stage::Absent && !is_running {
             job.stage = Stage::Coming;
             actions.push(Action::Stage { job: id });
         }

@@ -74,8 +74,8 @@ impl Worker {
         self.fail_queued(id, Cause::InputMissing, now, actions);
     }
 
-    /// What runs of the job may have read what was not its input, and what comes after finds it whole again.
-    pub(super) fn on_inputs_spoiled(&mut self, id: JobId, actions: &mut Vec<Action>) {
+    /// What runs of the job may have read what was not its input, and is ended; what comes after finds it whole again.
+    pub(super) fn on_inputs_spoiled(&mut self, id: JobId, now: Instant, actions: &mut Vec<Action>) {
         self.slots.note_missed_input(|run| run.job == id);
         let Some(job) = self.jobs.at_mut(id) else { return };
         match job.stage {
@@ -83,6 +83,16 @@ impl Worker {
             // One that comes spoiled is found out by its first chunk.
             Stage::Absent | Stage::Coming => return,
         }
+        let is_meant = |run: &Run| run.job == id && run.stop == Stop::No;
+        let slots: Vec<_> = self.slots.runs().filter(|(_, run)| is_meant(run)).map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.end_run(slot, Stop::Spoiled, now, actions);
+        }
+        self.stage_queued(id, actions);
+    }
+
+    /// Fetches the job's files again for chunks that wait for them.
+    fn stage_queued(&mut self, id: JobId, actions: &mut Vec<Action>) {
         if self.queue.has_any(id, ChunkRange::new(0, u32::MAX)) {
             self.stage(id, actions);
         }
@@ -161,7 +171,7 @@ impl Worker {
             return;
         }
         match held.stop {
-            Stop::No | Stop::TimedOut => held.stop = Stop::Overfull,
+            Stop::No | Stop::TimedOut | Stop::Spoiled => held.stop = Stop::Overfull,
             Stop::Overfull | Stop::Canceled => {}
         }
         self.stop_timers(slot);
@@ -182,10 +192,10 @@ impl Worker {
         let take = match held.stop {
             Stop::Canceled => Take::Nothing,
             // The seed's status has no room to say where outputs are.
-            Stop::No | Stop::TimedOut | Stop::Overfull if is_seeds => Take::Nothing,
+            Stop::No | Stop::TimedOut | Stop::Overfull | Stop::Spoiled if is_seeds => Take::Nothing,
             Stop::Overfull => Take::Heads,
             Stop::No | Stop::TimedOut if outcome.is_success() => Take::Everything,
-            Stop::No | Stop::TimedOut => Take::Streams,
+            Stop::No | Stop::TimedOut | Stop::Spoiled => Take::Streams,
         };
         self.stop_timers(slot);
         actions.push(Action::Collect { slot, run, take });
@@ -194,6 +204,7 @@ impl Worker {
     pub(super) fn on_collected(&mut self, run: u64, is_kept: bool, now: Instant, actions: &mut Vec<Action>) {
         let (slot, _) = self.slots.find(run).expect("a slot is cleaned after its run");
         let ended = self.slots.release(slot);
+        self.stage_queued(ended.job, actions);
         self.pace.on_chunk(now.since(ended.started_at));
         let outcome = ended.outcome.expect("a slot is cleaned after its program has ended");
         if ended.stop == Stop::Canceled {
@@ -253,6 +264,7 @@ fn result(end: RunEnd, usage: Usage, at: WallTime, stop: Stop, missed_input: boo
         (Stop::TimedOut, _) => Cause::Timeout,
         // Also when it ended by itself, well or badly, before it was killed: what it wrote is not kept.
         (Stop::Overfull, _) => Cause::Policy,
+        (Stop::Spoiled, _) => Cause::InputMissing,
         (Stop::No | Stop::Canceled, RunEnd::OutOfMemory) => Cause::Oom,
         // Also when it ended well: what it made may rest on bytes that it never got. It may have failed for something else;
         // but what it read was not what it was promised.

@@ -371,7 +371,7 @@ impl Worker {
             Event::InputsCounted { counts } => self.inputs = counts,
             Event::InputMissed { run } => self.slots.note_missed_input(|held| held.run == run),
             Event::InputUnreadable { job } => self.slots.note_missed_input(|held| held.job == job),
-            Event::InputsSpoiled { job } => self.on_inputs_spoiled(job, actions),
+            Event::InputsSpoiled { job } => self.on_inputs_spoiled(job, now, actions),
             Event::Overfull { run } => self.on_overfull(run, actions),
             Event::Tick => self.on_tick(now, actions),
         }

@@ -26,6 +26,8 @@ pub(super) enum Stop {
     TimedOut,
     /// It filled the disk.
     Overfull,
+    /// What was written out for it to read was changed.
+    Spoiled,
     /// Nobody wants its result.
     Canceled,
 }

@@ -131,18 +131,18 @@ impl Cache {
         held(&self.lent).remove(&job);
     }
 
-    /// The jobs that have a link to what was changed of all that these jobs have links to.
+    /// Of all that these jobs have links to, some may have been changed: returns whoever has such a link.
     pub(super) fn spoiled(&self, jobs: &BTreeSet<JobId>) -> Vec<JobId> {
         let lent = held(&self.lent);
+        let is_changed = |(cached, belief): &&Lent| cached.was_changed_since(belief);
         let of_jobs = jobs.iter().filter_map(|job| lent.get(job)).flatten();
-        let changed = of_jobs.filter(|(cached, belief)| cached.was_changed_since(belief));
-        let changed: BTreeSet<FileId> = changed.map(|(cached, _)| cached.file).collect();
+        let changed: BTreeSet<FileId> = of_jobs.filter(is_changed).map(|(cached, _)| cached.file).collect();
         for file in &changed {
             tracing::error!(%file, "somebody has written to an input: whoever has it written out has missed it");
         }
-        let has_it =
-            |lent: &[Lent]| !changed.is_empty() && lent.iter().any(|(cached, _)| changed.contains(&cached.file));
-        lent.iter().filter(|(_, lent)| has_it(lent)).map(|(job, _)| *job).collect()
+        let is_meant = |(cached, _): &&Lent| changed.contains(&cached.file);
+        let is_spoiled = |lent: &Vec<Lent>| lent.iter().filter(is_meant).any(|lent| is_changed(&lent));
+        lent.iter().filter(|(_, lent)| is_spoiled(lent)).map(|(job, _)| *job).collect()
     }
 
     fn try_place(&self, file: FileId, place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<Option<Lent>> {
@@ -311,6 +311,33 @@ mod tests {
         assert!(cache.holds(file, None));
         assert!(link(&cache, file, &dir.path().join("next")));
         assert_eq!(fs::read(dir.path().join("next")).expect("it is there"), b"abc");
+    }
+
+    #[test]
+    fn all_who_have_a_link_to_what_was_written_to_have_it_spoiled_until_they_get_another() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (cache, file) = a_cache(dir.path());
+        let jobs = [1, 2, 3].map(|number| JobId([number; 16]));
+        let path = |job: JobId| dir.path().join(job.to_string());
+        let lend = |job| cache.lend(job, file, |from| fs::hard_link(from, path(job))).expect("it links");
+        assert!(lend(jobs[0]) && lend(jobs[1]));
+        cache.keep(jobs[2], file);
+        let spoiled = |job| cache.spoiled(&BTreeSet::from([job]));
+        assert_eq!(spoiled(jobs[0]), []);
+        fs::remove_file(path(jobs[1])).expect("removed");
+        assert_eq!(spoiled(jobs[0]), [], "a link that is gone");
+        fs::write(path(jobs[0]), b"abd").expect("root may write");
+        assert_eq!(spoiled(jobs[1]), jobs[..2]);
+        assert_eq!(spoiled(jobs[2]), [], "it has none");
+        assert!(!lend(jobs[1]) && !cache.holds(file, None));
+        assert_eq!(fetch(&cache), file);
+        cache.seal(file).expect("it is here");
+        cache.take_back(jobs[1]);
+        assert!(lend(jobs[1]));
+        assert_eq!(spoiled(jobs[1]), []);
+        assert_eq!(spoiled(jobs[0]), jobs[..1], "and the other has a new one");
+        cache.release(jobs[0]);
+        assert_eq!(spoiled(jobs[0]), []);
     }
 
     #[test]
