@@ -1,6 +1,7 @@
 //! The conversation with the masters: registration, heartbeats, the watch.
 
 use crate::support::*;
+use loadbalancer::core::{Action, Config, Event, LoadBalancer, Timings};
 use wire::event::LogEvent;
 use wire::job::JobSpec;
 use wire::*;
@@ -43,6 +44,45 @@ fn a_master_that_has_forgotten_it_gets_a_new_hello() {
     let kind = Some(Kind::LoadBalancerHeartbeat);
     stage.hears(MASTER, &error_frame(NODE_OF_MASTER, ErrorCode::UnknownNode, kind, 0, JobId::NIL, "who?"));
     assert_eq!(stage.all_said(), [Said::Hello { boot: OUR_BOOT, name: "l1".into() }]);
+}
+
+#[test]
+fn of_several_masters_the_one_that_does_not_know_it_leads_and_gets_the_hello() {
+    let config = Config {
+        node: US,
+        boot: OUR_BOOT,
+        name: "l1".into(),
+        endpoint: "tcp://l1".into(),
+        public_key: ClientKey([9; 32]),
+        pid: 5,
+        masters: vec![PeerId(1), PeerId(2), PeerId(3)],
+        timings: Timings::default(),
+    };
+    let now = Instant(1_000_000);
+    let mut core = LoadBalancer::new(config, now);
+    let mut hellos = |event: Event<'_>| {
+        let mut actions = Vec::new();
+        core.step(event, now, &mut actions);
+        let mut to = Vec::new();
+        for action in actions {
+            if let Action::Send { to: peer, frame } = action
+                && matches!(Message::decode(&frame), Ok(Message::NodeHello(..)))
+            {
+                to.push(peer);
+            }
+        }
+        to
+    };
+    assert_eq!(hellos(Event::Tick), [PeerId(1)]);
+    let kind = Some(Kind::NodeHello);
+    let follower = error_frame(NODE_OF_MASTER, ErrorCode::NotLeader, kind, FIRST_REQUEST, JobId::NIL, "tcp://m2");
+    assert_eq!(hellos(Event::Received { from: PeerId(1), frame: &follower }), []);
+    let kind = Some(Kind::LoadBalancerHeartbeat);
+    let leader = error_frame(NODE_OF_MASTER, ErrorCode::UnknownNode, kind, 0, JobId::NIL, "who?");
+    hellos(Event::Received { from: PeerId(2), frame: &leader });
+    assert_eq!(hellos(Event::Tick), [PeerId(2)]);
+    assert_eq!(hellos(Event::Received { from: PeerId(2), frame: &leader }), [], "it is under way");
+    assert_eq!(hellos(Event::Tick), []);
 }
 
 #[test]

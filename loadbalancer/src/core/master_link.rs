@@ -94,9 +94,11 @@ impl LoadBalancer {
         actions.push(Action::Note(Note::Registered { index: welcome.index.get() }));
     }
 
-    /// A master does not know this boot: it says hello anew.
-    pub(super) fn register_again(&mut self, now: Instant) {
-        if self.link.is_registered {
+    /// The master that leads, since no other says so, does not know this boot: it says hello anew, to that one.
+    pub(super) fn register_again(&mut self, leader: PeerId, now: Instant) {
+        let Some(position) = self.config.masters.iter().position(|master| *master == leader) else { return };
+        if self.link.is_registered || self.link.current != position {
+            self.link.current = position;
             self.link.is_registered = false;
             self.link.hello_request = 0;
             self.link.hello_wait = self.config.timings.hello_wait;

@@ -311,7 +311,7 @@ impl LoadBalancer {
         let code = ErrorCode::from_number(error.code.get());
         if self.is_master(from) {
             if code == Some(ErrorCode::UnknownNode) {
-                self.register_again(now);
+                self.register_again(from, now);
             }
             let is_watch = error.request.get() == self.link.watch_request && error.regarding == Kind::Watch as u8;
             if code == Some(ErrorCode::NotLeader) && is_watch && self.config.masters.len() > 1 {

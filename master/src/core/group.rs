@@ -8,13 +8,18 @@ use std::collections::BTreeMap;
 use raft::eraftpb::{Message as Step, MessageType};
 use wire::limit::BLOCK_SIZE;
 use wire::{
-    ErrorCode, FileId, FileRequest, FileResponse, FixedPart, Instant, JobId, Kind, Message, NodeId, RaftMessage, U64,
+    ErrorCode, FileId, FileRequest, FileResponse, FixedPart, Instant, JobId, Kind, Message, NodeId, RaftMessage, Role,
+    U64,
 };
 
+use super::entry::{Request, hello_frame};
+use super::leader::Key;
 use super::raft::frame::{self, SnapshotFile};
 use super::raft::{StepError, Ticket, raft_id};
 use super::{Action, Core, Decision, recovery};
 
+/// Ticks between two hellos.
+const HELLO_TICKS: u32 = 10;
 /// Ticks after which a piece of a snapshot is asked for again.
 const FETCH_TICKS: u32 = 20;
 /// Ticks without a question for it after which a follower has given a snapshot up.
@@ -30,6 +35,8 @@ pub(super) struct Group {
     offered: Option<(SnapshotFile, Vec<u8>)>,
     /// When members last asked for a piece of it, or were told of it.
     asked_at: BTreeMap<u64, Instant>,
+    /// When this master last told the leader who it is.
+    hello_at: Option<Instant>,
 }
 
 /// A snapshot on its way here.
@@ -48,7 +55,7 @@ struct Fetch {
 impl Group {
     pub(super) fn new(members: &[NodeId]) -> Self {
         let members = members.iter().map(|member| (raft_id(*member), *member)).collect();
-        Self { members, fetch: None, offered: None, asked_at: BTreeMap::new() }
+        Self { members, fetch: None, offered: None, asked_at: BTreeMap::new(), hello_at: None }
     }
 
     pub(super) fn is_lone(&self) -> bool {
@@ -74,8 +81,13 @@ impl Core {
         if !self.group.members.contains_key(&raft_id(from)) || from == self.config.node {
             return actions.push(Action::Decided(Decision::StrangerIgnored { node: from }));
         }
+        if let Some(record) = self.state.nodes.get(&from) {
+            let boot = record.boot;
+            self.presence.hear(&self.state, from, boot, now);
+        }
         match Message::decode(frame) {
             Ok(Message::RaftMessage(fixed, body)) => self.on_raft(from, &fixed, body, now, actions),
+            Ok(Message::NodeHello(..)) => self.on_member_hello(from, frame),
             Ok(Message::FileRequest(fixed, _)) => self.on_snapshot_asked(from, &fixed, now, actions),
             Ok(Message::FileResponse(fixed, _)) => self.on_snapshot_piece(&fixed, payload, now, actions),
             Ok(_) | Err(_) => {}
@@ -111,9 +123,30 @@ impl Core {
         }
     }
 
-    /// Sees to snapshots that are on their way.
+    /// A follower is a node that people see, and registers with whoever leads.
+    fn on_member_hello(&mut self, from: NodeId, frame: &[u8]) {
+        let Ok(Request::Register(record)) = Request::decode(frame) else { return };
+        let is_news = self.state.nodes.get(&from).is_none_or(|known| known.boot < record.boot);
+        if self.leading_since.is_some() && record.node == from && record.role == Role::Master && is_news {
+            self.propose_own(Key::MemberRegistration { node: from }, Kind::NodeHello, frame.to_vec());
+        }
+    }
+
+    /// Says hello to the leader until this boot is registered.
+    fn tell_leader_of_self(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let leader = self.group.member(self.raft.leader()).filter(|leader| *leader != self.config.node);
+        let record = self.own_record();
+        let is_due = self.group.hello_at.is_none_or(|at| now.since(at) >= self.config.timings.tick_ms * HELLO_TICKS);
+        if let Some(to) = leader.filter(|_| is_due && self.state.nodes.get(&record.node) != Some(&record)) {
+            self.group.hello_at = Some(now);
+            actions.push(Action::ToMaster { to, frame: hello_frame(&record), payload: Vec::new() });
+        }
+    }
+
+    /// Sees to what is said again and again, and to snapshots that are on their way.
     pub(super) fn tick_group(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let tick = self.config.timings.tick_ms;
+        self.tell_leader_of_self(now, actions);
         for member in self.raft.snapshotting() {
             let asked_at = *self.group.asked_at.entry(member).or_insert(now);
             if now.since(asked_at) >= tick * SNAPSHOT_TICKS {

@@ -31,6 +31,10 @@ pub(super) enum Key {
         boot: BootNonce,
         batch: u64,
     },
+    /// A follower registers.
+    MemberRegistration {
+        node: NodeId,
+    },
     /// The leader's own: its registration and the next epoch.
     SelfRegistration,
     Epoch,

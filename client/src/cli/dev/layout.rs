@@ -49,14 +49,14 @@ pub struct Layout {
 
 impl Layout {
     /// Makes the directory at `dir`, or a temporary one, or completes what is there.
-    pub fn make(dir: Option<&Path>, workers: u16, fuse: bool) -> Result<Layout, Failure> {
+    pub fn make(dir: Option<&Path>, masters: u8, workers: u16, fuse: bool) -> Result<Layout, Failure> {
         let is_temporary = dir.is_none();
         let dir = match dir {
             Some(dir) => make_kept(dir)?,
             None => make_temporary()?,
         };
-        let made =
-            check_room(&dir, free_bytes(&dir)).and_then(|()| Self::fill(dir.clone(), workers, fuse, is_temporary));
+        let made = check_room(&dir, free_bytes(&dir))
+            .and_then(|()| Self::fill(dir.clone(), masters, workers, fuse, is_temporary));
         if made.is_err() && is_temporary {
             // What went wrong is told already.
             let _ = fs::remove_dir_all(&dir);
@@ -64,7 +64,7 @@ impl Layout {
         made
     }
 
-    fn fill(dir: PathBuf, workers: u16, fuse: bool, is_temporary: bool) -> Result<Layout, Failure> {
+    fn fill(dir: PathBuf, masters: u8, workers: u16, fuse: bool, is_temporary: bool) -> Result<Layout, Failure> {
         let text = dir
             .to_str()
             .ok_or_else(|| Failure::usage(format!("the directory {} is not named in UTF-8", dir.display())))?;
@@ -74,8 +74,9 @@ impl Layout {
             make_dir(&dir.join(name), mode)?;
         }
         make_receipt_key(&dir.join("receipt.key"))?;
+        check_masters(&dir, masters)?;
 
-        let mut names = vec![("master1".to_owned(), Role::Master)];
+        let mut names: Vec<_> = (1..=masters).map(|number| (format!("master{number}"), Role::Master)).collect();
         names.push(("loadbalancer1".to_owned(), Role::LoadBalancer));
         names.push(("storage1".to_owned(), Role::Storage));
         names.extend((1..=workers).map(|number| (format!("worker{number}"), Role::Worker)));
@@ -84,7 +85,6 @@ impl Layout {
         for (name, role) in &names {
             certificates.insert(name.clone(), certificate(&dir, name, *role)?);
         }
-        let master = &certificates["master1"];
         let mut ports = Ports::default();
         let nodes: Vec<NodePlan> = names
             .into_iter()
@@ -95,19 +95,26 @@ impl Layout {
                 role,
             })
             .collect();
-        let master_bind = ports.bind_of(&dir.join("master1.toml"))?;
-        let masters = format!("{{ endpoint = \"{master_bind}\", key = \"{}\" }}", z85(&master.public.0));
-        for plan in &nodes {
-            let bind = if plan.role == Role::Master { master_bind.clone() } else { ports.bind_of(&plan.settings)? };
+        let mut group = Vec::new();
+        for plan in nodes.iter().filter(|plan| plan.role == Role::Master) {
+            let Bound { bind, raft_bind } = ports.of(&plan.settings)?;
+            let raft_bind = raft_bind.map_or_else(|| ports.free(), Ok)?;
             let own = &certificates[&plan.name];
-            let node = own.node().ok_or_else(|| {
-                Failure::new("cluster_invalid", format!("the certificate of {} names no node", plan.name))
-            })?;
+            group.push(MasterPlan { node: node_of(own, &plan.name)?, key: z85(&own.public.0), bind, raft_bind });
+        }
+        let listed = group.iter().map(|master| format!("{{ endpoint = \"{}\", key = \"{}\" }}", master.bind, master.key));
+        let listed = listed.collect::<Vec<_>>().join(", ");
+        for plan in &nodes {
+            let node = node_of(&certificates[&plan.name], &plan.name)?;
+            let bind = match group.iter().find(|master| master.node == node) {
+                Some(master) => master.bind.clone(),
+                None => ports.of(&plan.settings)?.bind,
+            };
             make_dir(&dir.join(&plan.name), 0o700)?;
-            write(&plan.settings, &settings(plan, node, &bind, text, &masters, fuse), 0o600)?;
+            write(&plan.settings, &settings(plan, node, &bind, text, &listed, &group, fuse), 0o600)?;
         }
         // Last: a directory with a cluster.toml is a whole one.
-        write(&dir.join("cluster.toml"), &format!("masters = [{masters}]\n"), 0o600)?;
+        write(&dir.join("cluster.toml"), &format!("masters = [{listed}]\n"), 0o600)?;
         Ok(Layout { dir, nodes, is_temporary, _lock: lock })
     }
 
@@ -116,15 +123,54 @@ impl Layout {
     }
 }
 
+/// A master, as the others need to know it.
+struct MasterPlan {
+    node: NodeId,
+    key: String,
+    bind: String,
+    raft_bind: String,
+}
+
+fn node_of(certificate: &Certificate, name: &str) -> Result<NodeId, Failure> {
+    let unnamed = || Failure::new("cluster_invalid", format!("the certificate of {name} names no node"));
+    certificate.node().ok_or_else(unnamed)
+}
+
+/// A group is founded once: to start it with other members would forget what it acknowledged.
+fn check_masters(dir: &Path, masters: u8) -> Result<(), Failure> {
+    let has = (1..=u8::MAX).take_while(|number| dir.join(format!("master{number}.toml")).exists()).count();
+    if has == 0 || has == usize::from(masters) {
+        return Ok(());
+    }
+    let message = format!("the cluster in {} has {has} masters, not {masters}", dir.display());
+    Err(Failure::usage(message).hint(format!("Start it with --masters {has}, or name a new directory")))
+}
+
 /// The settings file of one process; paths in it are relative to it.
-fn settings(plan: &NodePlan, node: NodeId, bind: &str, dir: &str, masters: &str, fuse: bool) -> String {
+fn settings(
+    plan: &NodePlan,
+    node: NodeId,
+    bind: &str,
+    dir: &str,
+    masters: &str,
+    group: &[MasterPlan],
+    fuse: bool,
+) -> String {
     let name = &plan.name;
     let mut text = format!(
         "dir = \"{name}\"\nname = \"{name}\"\nnode = \"{node}\"\ncertificate = \"keys/{name}.key_secret\"\n\
          certificates_dir = \"certificates\"\nbind = \"{bind}\"\n"
     );
     match plan.role {
-        Role::Master => text += "receipt_key = \"receipt.key\"\ninit = true\n",
+        Role::Master => {
+            text += "receipt_key = \"receipt.key\"\ninit = true\n";
+            for master in group.iter().filter(|master| master.node == node && group.len() > 1) {
+                text += &format!("raft_bind = \"{}\"\n", master.raft_bind);
+            }
+            for MasterPlan { node, key, raft_bind, .. } in group.iter().filter(|master| master.node != node) {
+                text += &format!("[[masters]]\nnode = \"{node}\"\nendpoint = \"{raft_bind}\"\nkey = \"{key}\"\n");
+            }
+        }
         Role::Storage => {
             let bulk = quoted(&format!("ipc://{dir}/{BULK_SOCKET}"));
             text += &format!("receipt_key = \"receipt.key\"\nbulk_bind = {bulk}\nmasters = [{masters}]\n");
@@ -173,16 +219,19 @@ struct Ports {
 #[derive(Deserialize)]
 struct Bound {
     bind: String,
+    raft_bind: Option<String>,
 }
 
 impl Ports {
-    /// The address in the settings at `path` if there are any: peers may remember it. Else one that is free now.
-    fn bind_of(&mut self, path: &Path) -> Result<String, Failure> {
+    /// The addresses in the settings at `path` if there are any: peers may remember them. Else one that is free now.
+    fn of(&mut self, path: &Path) -> Result<Bound, Failure> {
         if path.exists() {
-            let bound: Bound =
-                node::settings::load(path).map_err(|error| Failure::new("cluster_invalid", error.to_string()))?;
-            return Ok(bound.bind);
+            return node::settings::load(path).map_err(|error| Failure::new("cluster_invalid", error.to_string()));
         }
+        Ok(Bound { bind: self.free()?, raft_bind: None })
+    }
+
+    fn free(&mut self) -> Result<String, Failure> {
         let failed = |error: io::Error| Failure::new("system", format!("no free port on 127.0.0.1: {error}"));
         let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -296,7 +345,7 @@ mod tests {
     use super::*;
 
     fn make(dir: &Path, workers: u16) -> Layout {
-        Layout::make(Some(dir), workers, true).unwrap_or_else(|error| panic!("{error:?}"))
+        Layout::make(Some(dir), 1, workers, true).unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     #[test]
@@ -322,15 +371,39 @@ mod tests {
         assert_eq!(files.map(read), before);
         assert!(dir.path().join("worker2.toml").exists());
         assert!(before[1].contains("\nfuse = true\n"), "{}", before[1]);
-        drop(Layout::make(Some(dir.path()), 1, false));
+        drop(Layout::make(Some(dir.path()), 1, 1, false));
         assert!(read("worker1.toml").contains("\nfuse = false\n"), "each start says whether inputs are mounted");
+    }
+
+    #[test]
+    fn masters_know_each_other_and_stay_as_many_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = |masters| Layout::make(Some(dir.path()), masters, 1, true);
+        drop(start(3));
+        let settings: Vec<_> =
+            (1..=3).map(|n| fs::read_to_string(dir.path().join(format!("master{n}.toml"))).unwrap()).collect();
+        let bound = |text: &str| toml_value(text, "raft_bind");
+        for (n, text) in settings.iter().enumerate() {
+            for other in (0..3).filter(|other| *other != n) {
+                assert!(text.contains(&format!("endpoint = \"{}\"", bound(&settings[other]))), "{text}");
+            }
+        }
+        assert_eq!(client::Cluster::load(dir.path()).unwrap().masters.len(), 3);
+        let refused = format!("{:?}", start(1).unwrap_err());
+        assert!(refused.contains("has 3 masters, not 1") && refused.contains("--masters 3"), "{refused}");
+        drop(start(3).unwrap());
+    }
+
+    fn toml_value(text: &str, key: &str) -> String {
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key} = "))).expect("it is there");
+        line.trim_matches('"').to_owned()
     }
 
     #[test]
     fn a_directory_is_for_one_cluster_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let _running = make(dir.path(), 1);
-        let refused = Layout::make(Some(dir.path()), 1, true).unwrap_err();
+        let refused = Layout::make(Some(dir.path()), 1, 1, true).unwrap_err();
         assert!(format!("{refused:?}").contains("another zg dev"), "{refused:?}");
     }
 
@@ -338,7 +411,7 @@ mod tests {
     fn directories_that_cannot_work_are_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.tex"), "").unwrap();
-        let refused = |dir: &Path| format!("{:?}", Layout::make(Some(dir), 1, true).unwrap_err());
+        let refused = |dir: &Path| format!("{:?}", Layout::make(Some(dir), 1, 1, true).unwrap_err());
         assert!(refused(dir.path()).contains("is not empty"));
         assert!(refused(&dir.path().join("thesis.tex")).contains("thesis.tex is not a directory"));
         let long = dir.path().join("x".repeat(90));

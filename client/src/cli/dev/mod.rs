@@ -30,6 +30,9 @@ pub struct Dev {
     /// 1: one master, one load balancer, one storage node
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
     phase: u8,
+    /// How many masters: any minority of them may fail
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = masters)]
+    masters: u8,
     /// How many workers
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
     workers: u16,
@@ -60,7 +63,7 @@ impl Dev {
         // Before any thread starts, so that every thread leaves the signals to us.
         let signals = Signals::take()?;
         check_library()?;
-        let layout = Layout::make(self.dir.as_deref(), self.workers, !self.no_fuse)?;
+        let layout = Layout::make(self.dir.as_deref(), self.masters, self.workers, !self.no_fuse)?;
         context.output.note(&format!("cluster directory: {}", layout.dir.display()));
         let mut roles = Roles::new(&layout);
         let outcome = watch(&layout, &mut roles, &signals);
@@ -70,6 +73,14 @@ impl Dev {
         outcome?;
         forgotten.and(removed).map_err(|error| Failure::new("local_file", format!("cannot clean up: {error}")))?;
         Ok(0)
+    }
+}
+
+/// An even number would need as many for a majority as the next odd one.
+fn masters(text: &str) -> Result<u8, String> {
+    match text.parse() {
+        Ok(count @ (1 | 3 | 5)) => Ok(count),
+        Ok(_) | Err(_) => Err("1, 3 or 5 masters make a group".into()),
     }
 }
 
