@@ -128,9 +128,9 @@ impl Supply {
 
     pub(super) fn run_errand(&mut self, file: FileId, now: Instant, actions: &mut Vec<SupplyAction>) -> Begun {
         let Some(entry) = self.files.get_mut(&file) else { return Begun::Stale };
-        let (part, of) = match entry.stage {
-            Stage::Length { is_asked: false } => (Part::Length, None),
-            Stage::Outline { of, offset, is_asked: false } => (Part::Outline(offset), of),
+        let (part, begun_by, of) = match entry.stage {
+            Stage::Length { is_asked: false } => (Part::Length, None, Of::File),
+            Stage::Outline { of, offset, is_asked: false } => (Part::Outline(offset), of, Of::Outline),
             Stage::Length { is_asked: true }
             | Stage::Outline { is_asked: true, .. }
             | Stage::Working
@@ -138,12 +138,12 @@ impl Supply {
             | Stage::Sealing
             | Stage::Sealed => return Begun::Stale,
         };
-        let Some(to) = self.holders.choose(of.or(entry.preferred), &entry.doubts, Of::File, now) else {
-            let Some(why) = self.hopeless(file, Of::File, now) else { return Begun::Later };
+        let Some(to) = self.holders.choose(begun_by.or(entry.preferred), &entry.doubts, of, now) else {
+            let Some(why) = self.hopeless(file, of, now) else { return Begun::Later };
             self.fail_all(file, &why, actions);
             return Begun::Stale;
         };
-        let part = if of.is_some_and(|of| of != to) { Part::Outline(0) } else { part };
+        let part = if begun_by.is_some_and(|begun_by| begun_by != to) { Part::Outline(0) } else { part };
         entry.stage = match part {
             Part::Length => Stage::Length { is_asked: true },
             Part::Outline(offset) => Stage::Outline { of: Some(to), offset, is_asked: true },

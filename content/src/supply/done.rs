@@ -22,7 +22,7 @@ impl Supply {
             (Kind::Outline { .. }, Outcome::Right) => self.on_ready(file, actions),
             (Kind::Outline { from }, Outcome::Wrong) => {
                 self.want_outline(file);
-                self.on_lie(file, from, Of::File, "the outline is not the file's", now, actions);
+                self.on_lie(file, from, Of::Outline, "the outline is not the file's", now, actions);
             }
             (Kind::Fill { block, .. } | Kind::Check { block }, Outcome::Right) => {
                 entry.hold(block);

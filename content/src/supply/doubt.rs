@@ -15,6 +15,8 @@ use super::*;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Of {
     File,
+    /// Its blocks may be right all the same.
+    Outline,
     Block(u64),
 }
 

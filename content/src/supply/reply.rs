@@ -45,7 +45,7 @@ impl Supply {
                 let size = outline_size(file_length);
                 if !is_outline || offset != at || payload_length != (size - at).min(BLOCK) {
                     self.put_back(file, asked.part);
-                    return self.on_lie(file, from, Of::File, "the outline has another size", now, actions);
+                    return self.on_lie(file, from, Of::Outline, "the outline has another size", now, actions);
                 }
                 actions.push(SupplyAction::Append { file, offset });
                 if at + payload_length == size {

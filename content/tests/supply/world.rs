@@ -129,6 +129,8 @@ struct World {
     /// Whether the payload of the message that is being received is right.
     is_payload_right: bool,
     outlines_right: Vec<bool>,
+    /// Whether whoever does not wait any longer was answered.
+    ended: BTreeMap<Ticket, bool>,
 }
 
 impl World {
@@ -154,6 +156,7 @@ impl World {
             next_ticket: 0,
             is_payload_right: false,
             outlines_right: vec![true; FILES],
+            ended: BTreeMap::new(),
         };
         world.happen(&Happens::Holders { first: 0, count: HOLDERS });
         world
@@ -206,6 +209,7 @@ impl World {
             }
             SupplyAction::Answer { ticket, length } => {
                 let (file, need, _) = self.waiting.remove(&ticket).expect("who is answered waits");
+                self.ended.insert(ticket, true);
                 let file = &self.files[file];
                 let range = match need {
                     Need::Range { offset, length } => offset / BLOCK..(offset + length).div_ceil(BLOCK),
@@ -220,7 +224,10 @@ impl World {
                 assert_eq!(blocks(length), blocks(file.length));
                 assert!(need == Need::Length || file.wanted.length.is_none() || length == file.length);
             }
-            SupplyAction::Fail { ticket, .. } => drop(self.waiting.remove(&ticket).expect("who is failed waits")),
+            SupplyAction::Fail { ticket, .. } => {
+                self.waiting.remove(&ticket).expect("who is failed waits");
+                self.ended.insert(ticket, false);
+            }
             SupplyAction::Distrust { .. } | SupplyAction::Rest { .. } | SupplyAction::Close { .. } => {}
         }
     }
@@ -388,6 +395,88 @@ impl World {
     }
 }
 
+/// What a holder has of a file, now and always.
+#[derive(Clone, Debug)]
+enum Copy {
+    Here {
+        is_outline_right: bool,
+        /// By block, in a circle.
+        are_right: Vec<bool>,
+    },
+    Unknown,
+    /// The holder says nothing.
+    Away,
+}
+
+impl Copy {
+    fn has_right(&self, block: u64) -> bool {
+        matches!(self, Self::Here { are_right, .. } if are_right[block as usize % are_right.len()])
+    }
+}
+
+fn copy() -> impl Strategy<Value = Copy> {
+    let mostly = || prop::bool::weighted(0.7);
+    prop_oneof![
+        8 => (mostly(), prop::collection::vec(mostly(), 1..6))
+            .prop_map(|(is_outline_right, are_right)| Copy::Here { is_outline_right, are_right }),
+        1 => Just(Copy::Unknown),
+        1 => Just(Copy::Away),
+    ]
+}
+
+/// The copies of one file, one for each holder.
+type Copies = Vec<Copy>;
+
+/// Whether somebody gives what is needed; `None` = not unless somebody does who is away.
+fn can_be_had(copies: &Copies, length: u64, need: Need) -> Option<bool> {
+    let has_outline = |copy: &Copy| matches!(copy, Copy::Here { is_outline_right: true, .. });
+    let blocks = match need {
+        Need::Range { offset, length: count } => offset / BLOCK..(offset + count).div_ceil(BLOCK).min(blocks(length)),
+        Need::Whole => 0..blocks(length),
+        Need::Length => 0..0,
+    };
+    let mut needs = blocks.map(|block| copies.iter().any(|copy| copy.has_right(block)));
+    let can = (length <= BLOCK || copies.iter().any(has_outline)) && needs.all(|can| can);
+    let is_sure = can || !copies.iter().any(|copy| matches!(copy, Copy::Away));
+    is_sure.then_some(can)
+}
+
+/// Nobody changes and no time passes; returns how each who asked fared, with what was to be expected.
+fn all_at_once(files: &[Copies], asks: &[(usize, Need)]) -> Vec<(Option<bool>, Option<bool>)> {
+    let mut world = World::new(true, FILES);
+    let mut expected = Vec::new();
+    for (file, need) in asks {
+        expected.push(can_be_had(&files[*file], world.files[*file].length, *need));
+        world.ask(*file, *need, Duration::from_secs(60));
+        while !world.requests.is_empty() || !world.orders.is_empty() {
+            if let Some((from, frame)) = world.requests.front() {
+                let Ok(Message::FileRequest(asked, _)) = Message::decode(frame) else { panic!("{frame:?}") };
+                let (copy, block) =
+                    (&files[world.index(asked.file_uuid.file())][from.0 as usize], asked.offset.get() / BLOCK);
+                let mood =
+                    match copy {
+                        Copy::Unknown => Mood::Unknown,
+                        Copy::Away => Mood::Silent,
+                        Copy::Here { is_outline_right, .. } if asked.part.get() == PART_OUTLINE => {
+                            if *is_outline_right { Mood::Honest } else { Mood::Wrong }
+                        }
+                        Copy::Here { .. } if copy.has_right(block) => Mood::Honest,
+                        Copy::Here { .. } => Mood::Wrong,
+                    };
+                world.reply(mood);
+            }
+            world.work(false);
+        }
+    }
+    let fared = (0..asks.len() as u64).map(|ticket| world.ended.get(&Ticket(ticket)).copied());
+    fared.zip(expected).collect()
+}
+
+fn ask() -> impl Strategy<Value = (usize, Need)> {
+    let range = |(block, count): (u64, u64)| Need::Range { offset: block * BLOCK, length: count * BLOCK };
+    (0..FILES, prop_oneof![Just(Need::Whole), (0..40u64, 1..3u64).prop_map(range)])
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, ..ProptestConfig::default() })]
 
@@ -402,5 +491,20 @@ proptest! {
             world.happen(what);
         }
         world.settle(files_max);
+    }
+
+    #[test]
+    fn what_can_be_had_is_had_and_what_cannot_fails_at_once(
+        files in prop::collection::vec(prop::collection::vec(copy(), HOLDERS as usize), FILES),
+        asks in prop::collection::vec(ask(), 1..12),
+    ) {
+        let is_anybody_away = files.iter().flatten().any(|copy| matches!(copy, Copy::Away));
+        for (fared, expected) in all_at_once(&files, &asks) {
+            match fared {
+                // It may be waiting for the one who is away, and who was asked first.
+                None => prop_assert!(is_anybody_away),
+                Some(_) => prop_assert_eq!(fared, expected),
+            }
+        }
     }
 }
