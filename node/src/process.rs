@@ -15,13 +15,6 @@ use crate::zap::{self, Domains};
 /// Older releases have holes that an unauthenticated peer can use.
 const VERSION_MIN: (i32, i32, i32) = (4, 3, 4);
 
-/// What is larger is given back when it is freed.
-#[cfg(target_env = "gnu")]
-const MAPPED_SIZE_MIN: i32 = 4 * wire::limit::MIB as i32;
-/// More free memory at an end of what is in use is given back.
-#[cfg(target_env = "gnu")]
-const KEPT_SIZE_MAX: i32 = 64 * wire::limit::MIB as i32;
-
 static CURRENT: Mutex<Weak<Process>> = Mutex::new(Weak::new());
 
 pub(crate) struct Process {
@@ -52,7 +45,6 @@ impl Process {
             return Err(EndpointError::LibraryWithoutCurve);
         }
         raise_file_limit();
-        keep_freed_memory();
         tracing::debug!(?version, "libzmq");
 
         let context = zmq::Context::new();
@@ -122,16 +114,5 @@ fn raise_file_limit() {
     // SAFETY: `limit` is a valid rlimit to read.
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
         tracing::warn!(error = %io::Error::last_os_error(), "cannot raise the limit of open files");
-    }
-}
-
-/// Freed blocks of files, a MiB each, are used for the next ones. glibc by itself gives them back to the system, which has to
-/// find and zero as many pages again for every block that comes.
-fn keep_freed_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes two numbers; what it does not take it leaves as it is.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_SIZE_MIN);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_SIZE_MAX);
     }
 }
