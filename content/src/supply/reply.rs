@@ -103,6 +103,9 @@ impl Supply {
             return;
         }
         self.asked.retain(|_, asked| asked.file != file || !matches!(asked.part, Part::Block(at, _) if at == block));
+        // If it turns out wrong it has to stand there again.
+        self.demand.retain(|in_line| *in_line != (file, block));
+        self.ahead.retain(|in_line| *in_line != (file, block));
         if self.flying() < self.settings.blocks_in_flight_max + self.settings.demand_extra {
             self.fill(file, block, from, actions);
         } else {

@@ -26,13 +26,14 @@ impl Supply {
         self.deadlines.insert((deadline, ticket));
         let entry = self.files.get_mut(&file).expect("it was found above");
         entry.tickets.insert(ticket, need);
+        // The kernel makes a read that failed again at once. Whoever asks for anything else begins something, perhaps because
+        // what was wrong has been put right.
+        if !matches!(need, Need::Range { .. }) {
+            entry.doubts.clear();
+        }
         match need {
             Need::Range { offset, length } => self.on_touched(file, offset, length),
-            Need::Whole => {
-                // It may have been put right since, and whoever starts a job anew does so for that.
-                entry.doubts.clear();
-                self.raise(file, Fetching::Whole, actions);
-            }
+            Need::Whole => self.raise(file, Fetching::Whole, actions),
             Need::Length => {}
         }
         self.seek(file);
@@ -169,6 +170,8 @@ impl Supply {
         }
         for block in entry.missing(need) {
             if entry.put_in_line(block, Class::Demand) {
+                // If it stood there: it may have to stand there again.
+                self.ahead.retain(|in_line| *in_line != (file, block));
                 self.demand.push_back((file, block));
             }
         }

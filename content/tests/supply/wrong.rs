@@ -63,6 +63,17 @@ fn a_block_that_is_wrong_here_is_waited_for_while_another_holder_is_away() {
 }
 
 #[test]
+fn a_wrong_block_that_comes_late_is_in_line_once() {
+    let mut desk = a_desk().blocks(4).holders(&[A, B]).ready();
+    desk.reads(1, 1, 1);
+    assert_eq!(desk.refuses(A, 1, ErrorCode::Busy), ["B: block 1"]);
+    assert_eq!(desk.refuses(B, 1, ErrorCode::Busy), [] as [&str; 0]);
+    assert_eq!(desk.sends(A, 1), ["fill 1"], "it had been asked before");
+    assert_eq!(desk.done("fill 1", Outcome::Wrong), ["distrust A"]);
+    assert_eq!(desk.passes(Duration::from_millis(50)), ["B: block 1"]);
+}
+
+#[test]
 fn one_wrong_block_of_ten_is_all_that_is_missed() {
     let mut desk = a_desk().blocks(10).ready();
     desk.asks(1, Need::Whole, S(600));
@@ -112,6 +123,17 @@ fn a_rotten_file_does_not_stand_in_the_line_of_others() {
     desk.turns_to(1, 6);
     desk.wants(Fetching::Whole);
     assert_eq!(desk.opened(&[BlockState::Absent], false), ["A: block 0"]);
+}
+
+#[test]
+fn a_job_that_begins_has_what_was_wrong_tried_again_at_once() {
+    let mut desk = a_desk().blocks(40).ready();
+    desk.reads(1, 7, 1);
+    desk.sends(A, 7);
+    assert_eq!(desk.done("fill 7", Outcome::Wrong), ["distrust A", "fail 1: Wrong from A"]);
+    assert_eq!(desk.reads(2, 7, 1), ["fail 2: Wrong from A"]);
+    assert_eq!(desk.asks(3, Need::Length, S(600)), ["answer 3"], "which is what is asked before a large input is read");
+    assert_eq!(desk.reads(4, 7, 1), ["A: block 7"]);
 }
 
 #[test]
