@@ -60,12 +60,18 @@ impl Dev {
 
     /// Starts in `folder/cluster`, which may be of an earlier start.
     pub fn start_in(folder: tempfile::TempDir, workers: u32) -> Dev {
+        Self::start_with(folder, workers, &[])
+    }
+
+    /// Starts with further arguments for `zg dev`.
+    pub fn start_with(folder: tempfile::TempDir, workers: u32, arguments: &[&str]) -> Dev {
         expect_programs();
         let cluster = folder.path().join("cluster");
         let log = File::create(folder.path().join("dev.log")).expect("a log");
         let mut child = Command::new(ZG)
             .args(["dev", "--phase", "1", "--workers", &workers.to_string(), "--dir"])
             .arg(&cluster)
+            .args(arguments)
             .env("XDG_RUNTIME_DIR", folder.path())
             .env("ZG_LOG", "info")
             .stdin(Stdio::null())
