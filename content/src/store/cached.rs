@@ -57,6 +57,8 @@ pub struct Cached {
     /// Of the whole file.
     pub length: u64,
     expected: Expected,
+    /// Where it lies when it is sealed; it is looked at often.
+    named: PathBuf,
     /// As it turned out to be.
     hash: OnceLock<Hash>,
     outline: OnceLock<Outline>,
@@ -157,6 +159,7 @@ impl Cached {
             file,
             length,
             expected,
+            named: surroundings.layout.of(file).1,
             hash: OnceLock::new(),
             outline: OnceLock::new(),
             held: words(),
@@ -225,7 +228,7 @@ impl Cached {
     pub fn was_changed_since(&self, belief: &Belief) -> bool {
         let is_as_it_was = match &belief.sealed {
             Some(sealed) => {
-                let found = fs::symlink_metadata(self.path(Place::Sealed));
+                let found = fs::symlink_metadata(&self.named);
                 found.is_ok_and(|found| Look::of(&found).has_content_of(sealed))
             }
             None => self.settle(&mut self.locked()).is_ok(),
@@ -594,7 +597,7 @@ impl Cached {
     fn path(&self, place: Place) -> PathBuf {
         match place {
             Place::Partial => self.layout().part_of(self.file),
-            Place::Sealed | Place::Mending => self.layout().of(self.file).1,
+            Place::Sealed | Place::Mending => self.named.clone(),
         }
     }
 
