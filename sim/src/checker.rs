@@ -15,7 +15,7 @@ use wire::{Instant, Message, Role};
 use crate::network::Host;
 use crate::process::Journal;
 use crate::shell::Process;
-use crate::world::{LOAD_BALANCER, MASTER, Machine};
+use crate::world::{LOAD_BALANCER, Machine};
 
 use command::Command;
 use history::History;
@@ -36,17 +36,17 @@ pub struct Checker {
 
 impl Checker {
     /// A process has started.
-    pub fn on_start(&mut self, machines: &[Machine], host: Host, now: Instant) {
-        if host == MASTER {
-            self.history.on_master_start(master(machines), now);
+    pub fn on_start(&mut self, machines: &[Machine], host: Host) {
+        if let Some(Process::Master(shell)) = machines[host.0].process.as_ref() {
+            self.history.on_master_start(host, shell);
         }
     }
 
     /// A message arrives; the answer checks the receiver once it has taken it.
     pub fn before_arrival(&mut self, machines: &[Machine], from: Host, to: Host, frame: &[u8], now: Instant) -> Before {
         let Ok(message) = Message::decode(frame) else { return Before::default() };
-        if to == MASTER {
-            self.history.on_arrival_at_master(machines, from, &message, now);
+        if let Some(Process::Master(shell)) = machines[to.0].process.as_ref() {
+            self.history.on_arrival_at_master(machines, shell, from, &message, now);
         }
         if to == LOAD_BALANCER {
             self.reruns.on_arrival_at_load_balancer(machines, from, &message);
@@ -73,7 +73,7 @@ impl Checker {
     pub fn after_turn(&mut self, machines: &[Machine], host: Host, journal: &Journal, now: Instant) {
         match machines[host.0].process.as_ref() {
             Some(Process::Master(shell)) => {
-                for effect in self.history.advance(shell, machines, journal) {
+                for effect in self.history.advance(host, shell, machines, journal, now) {
                     self.reruns.on_effect(effect);
                 }
             }
@@ -93,7 +93,12 @@ impl Checker {
 
     /// The calm has lasted: everything has to be in order.
     pub fn check_end(&mut self, machines: &[Machine], journal: &Journal) {
-        self.history.check_end(master(machines), machines, journal);
+        for machine in machines {
+            if let Some(Process::Master(shell)) = machine.process.as_ref() {
+                self.history.check_equal(shell, &machine.name);
+            }
+        }
+        self.history.check_end(machines, journal);
         self.promises.check_end(machines, &self.history);
         for machine in machines {
             let Some(Process::Worker(shell)) = machine.process.as_ref() else { continue };
@@ -101,12 +106,5 @@ impl Checker {
             let held = (core.queued_count(), core.running_count(), core.unconfirmed_count());
             assert_eq!(held, (0, 0, 0), "{} still has chunks queued, running or unconfirmed", machine.name);
         }
-    }
-}
-
-fn master(machines: &[Machine]) -> &crate::shell::MasterShell {
-    match machines[MASTER.0].process.as_ref() {
-        Some(Process::Master(shell)) => shell,
-        _ => panic!("the master runs"),
     }
 }

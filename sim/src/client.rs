@@ -22,6 +22,8 @@ use watcher::Watcher;
 /// The first wait for an answer, and the longest.
 const ANSWER_WAIT_MIN: Duration = Duration::from_millis(500);
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Masters that disagree about who leads are not asked faster than that.
+const NOT_LEADER_PAUSE: Duration = Duration::from_millis(50);
 /// How many of a thousand jobs are watched until they end.
 const WATCHED_PER_MILLE: u64 = 300;
 
@@ -161,7 +163,11 @@ pub struct Habit {
 #[derive(Debug)]
 pub struct Client {
     node: NodeId,
-    master: PeerId,
+    masters: Vec<PeerId>,
+    /// The one that is asked, as far as is known the leader.
+    leader: usize,
+    /// When it last turned to another.
+    turned_at: Instant,
     storage: PeerId,
     requests: u64,
     open: BTreeMap<u64, Asked>,
@@ -180,10 +186,12 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(node: NodeId, number_base: u64, master: Host, storage: Host, habit: Option<Habit>) -> Self {
+    pub fn new(node: NodeId, number_base: u64, masters: &[Host], storage: Host, habit: Option<Habit>) -> Self {
         Self {
             node,
-            master: network::server(master),
+            masters: masters.iter().map(|host| network::server(*host)).collect(),
+            leader: 0,
+            turned_at: Instant(0),
             storage: network::server(storage),
             requests: number_base,
             open: BTreeMap::new(),
@@ -242,7 +250,7 @@ impl Client {
     }
 
     fn ask(&mut self, number: u64, request: Request, frame: Vec<u8>, outside: &mut Outside<'_>) {
-        outside.send(self.master, frame.clone());
+        outside.send(self.masters[self.leader], frame.clone());
         let wait = ANSWER_WAIT_MIN;
         let is_early = match request {
             Request::Cancel { job } | Request::Query { job } => self.jobs[&job].accepted.is_none(),
@@ -293,7 +301,7 @@ impl Client {
     fn watch(&mut self, job: JobId, outside: &mut Outside<'_>) {
         self.requests += 1;
         let watcher = self.watchers.get_mut(&job).expect("only watched jobs are asked for");
-        outside.send(self.master, watcher.ask(self.node, self.requests, outside.now));
+        outside.send(self.masters[self.leader], watcher.ask(self.node, self.requests, outside.now));
     }
 
     fn on_watch_batch(&mut self, batch: &WatchBatch, body: &[u8], outside: &mut Outside<'_>) {
@@ -341,10 +349,24 @@ impl Client {
     }
 
     fn on_error(&mut self, number: u64, code: u16, detail: &str, now: Instant) {
+        if ErrorCode::from_number(code) == Some(ErrorCode::NotLeader) {
+            let soon = now + NOT_LEADER_PAUSE;
+            if let Some(asked) = self.open.get_mut(&number) {
+                asked.again_at = asked.again_at.min(soon);
+            } else if let Some(watcher) = self.watchers.values_mut().find(|watcher| watcher.request == number) {
+                watcher.again_at = watcher.again_at.min(soon);
+            } else {
+                return;
+            }
+            let named = network::host_at(detail).map(network::server);
+            let named = named.and_then(|named| self.masters.iter().position(|master| *master == named));
+            self.turn_to(named.unwrap_or(self.leader + 1), now);
+            return;
+        }
         let Some(asked) = self.open.get_mut(&number) else { return };
         match ErrorCode::from_number(code) {
             // The same again, later.
-            Some(ErrorCode::Busy | ErrorCode::NotReady | ErrorCode::NotLeader | ErrorCode::DiskFull) => {
+            Some(ErrorCode::Busy | ErrorCode::NotReady | ErrorCode::DiskFull) => {
                 asked.again_at = asked.again_at.min(now + ANSWER_WAIT_MIN);
             }
             code => {
@@ -365,8 +387,14 @@ impl Client {
             self.follow_habit(outside);
         }
         let now = outside.now;
+        // Whoever does not answer may not lead, or may be no more.
+        let is_silent = self.open.values().any(|asked| asked.again_at <= now && asked.wait > ANSWER_WAIT_MIN)
+            || self.watchers.values().any(|watcher| watcher.again_at <= now);
+        if is_silent && now.since(self.turned_at) >= ANSWER_WAIT_MIN {
+            self.turn_to(self.leader + 1, now);
+        }
         for asked in self.open.values_mut().filter(|asked| asked.again_at <= now) {
-            outside.send(self.master, asked.frame.clone());
+            outside.send(self.masters[self.leader], asked.frame.clone());
             asked.wait = (asked.wait * 2).min(ANSWER_WAIT_MAX);
             asked.again_at = now + asked.wait;
         }
@@ -375,6 +403,10 @@ impl Client {
             self.watch(job, outside);
         }
         self.move_files(outside);
+    }
+
+    fn turn_to(&mut self, master: usize, now: Instant) {
+        (self.leader, self.turned_at) = (master % self.masters.len(), now);
     }
 
     fn follow_habit(&mut self, outside: &mut Outside<'_>) {

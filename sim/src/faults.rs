@@ -5,7 +5,7 @@ use wire::{Duration, Instant};
 use crate::chance::Chance;
 use crate::network::{Host, Weather};
 use crate::shell::DiskPace;
-use crate::world::{Change, LOAD_BALANCER, MASTER, STORAGE, World};
+use crate::world::{Change, LOAD_BALANCER, STORAGE, World};
 
 /// When faults may begin, and when the last one ends.
 pub const FAULTS_FROM: Instant = Instant(2_000_000);
@@ -55,11 +55,12 @@ fn plan_one(world: &mut World, at: Instant, chance: &mut Chance) {
             world.plan(end, Change::Weather(Weather::CALM));
         }
         90..92 => {
-            world.plan(at, Change::DiskFull { host: MASTER, is_full: true });
-            world.plan(end, Change::DiskFull { host: MASTER, is_full: false });
+            let host = any_master(world, chance);
+            world.plan(at, Change::DiskFull { host, is_full: true });
+            world.plan(end, Change::DiskFull { host, is_full: false });
         }
         92..96 => {
-            let host = [MASTER, STORAGE][chance.between(0, 2) as usize];
+            let host = if chance.between(0, 2) == 0 { any_master(world, chance) } else { STORAGE };
             world.plan(at, Change::DiskPace { host, pace: DiskPace::SLOW });
             world.plan(end, Change::DiskPace { host, pace: DiskPace::FAST });
         }
@@ -76,17 +77,22 @@ fn plan_one(world: &mut World, at: Instant, chance: &mut Chance) {
 fn plan_cut(world: &mut World, at: Instant, end: Instant, chance: &mut Chance) {
     let worker = any_worker(world, chance);
     let client = world.client(1 + chance.between(0, world.settings.clients as u64) as usize);
-    let pairs = [
+    let master = any_master(world, chance);
+    let masters = world.masters();
+    let mut pairs = vec![
         (worker, LOAD_BALANCER),
         (worker, LOAD_BALANCER),
-        (worker, MASTER),
-        (worker, MASTER),
-        (LOAD_BALANCER, MASTER),
-        (LOAD_BALANCER, MASTER),
+        (worker, master),
+        (worker, master),
+        (LOAD_BALANCER, master),
+        (LOAD_BALANCER, master),
         (worker, STORAGE),
-        (client, MASTER),
+        (client, master),
         (client, STORAGE),
     ];
+    let others: Vec<Host> = masters.iter().copied().filter(|other| *other != master).collect();
+    pairs.extend(others.iter().map(|other| (master, *other)));
+    pairs.extend(others.iter().map(|other| (master, *other)));
     let (a, b) = pairs[chance.between(0, pairs.len() as u64) as usize];
     let directions: &[(Host, Host)] = match chance.between(0, 4) {
         0 => &[(a, b)],
@@ -97,15 +103,29 @@ fn plan_cut(world: &mut World, at: Instant, end: Instant, chance: &mut Chance) {
         world.plan(at, Change::CutOneWay { from, to });
         world.plan(end, Change::MendOneWay { from, to });
     }
+    // Sometimes a master is cut off from the others, and its clients still reach it.
+    if chance.once_in_a_thousand(200) {
+        for other in others {
+            for (from, to) in [(master, other), (other, master)] {
+                world.plan(at, Change::CutOneWay { from, to });
+                world.plan(end, Change::MendOneWay { from, to });
+            }
+        }
+    }
     // Sometimes a worker is cut off from all that command it.
     if chance.once_in_a_thousand(300) {
-        for server in [MASTER, LOAD_BALANCER] {
+        for server in masters.into_iter().chain([LOAD_BALANCER]) {
             for (from, to) in [(worker, server), (server, worker)] {
                 world.plan(at, Change::CutOneWay { from, to });
                 world.plan(end, Change::MendOneWay { from, to });
             }
         }
     }
+}
+
+fn any_master(world: &World, chance: &mut Chance) -> Host {
+    let masters = world.masters();
+    masters[chance.between(0, masters.len() as u64) as usize]
 }
 
 fn any_worker(world: &World, chance: &mut Chance) -> Host {
@@ -115,7 +135,7 @@ fn any_worker(world: &World, chance: &mut Chance) -> Host {
 /// A machine that may go down: clients stay.
 fn any_host(world: &World, chance: &mut Chance) -> Host {
     match chance.between(0, 10) {
-        0..2 => MASTER,
+        0..2 => any_master(world, chance),
         2..5 => LOAD_BALANCER,
         5..6 => STORAGE,
         _ => any_worker(world, chance),

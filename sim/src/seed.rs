@@ -12,6 +12,7 @@ use crate::world::{Change, Settings, World};
 
 /// How long the calm lasts at most.
 const CALM_MAX: Duration = Duration::from_secs(60);
+const MASTERS: usize = 3;
 /// Of a quick run.
 const INVARIANTS_EVERY: u64 = 61;
 
@@ -54,7 +55,8 @@ pub fn run(seed: u64, care: Care) -> Result<Report, Failure> {
     let habit = Habit { pause_min: Duration::from_millis(60), pause_max: Duration::from_millis(400) };
     let invariants_every = if care == Care::Quick { INVARIANTS_EVERY } else { 1 };
     let is_traced = care == Care::Traced;
-    let settings = Settings { seed, habit: Some(habit), is_traced, invariants_every, ..Settings::default() };
+    let settings =
+        Settings { seed, masters: MASTERS, habit: Some(habit), is_traced, invariants_every, ..Settings::default() };
     let mut steps = 0;
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(settings);
@@ -106,7 +108,7 @@ pub fn calm_down(world: &mut World) {
     }
 }
 
-/// True when the master leads, every job has ended, every request is answered, and no worker holds anything.
+/// True when a master leads and all have applied the same, every job has ended, every request is answered, and no worker holds anything.
 pub fn is_settled(world: &World) -> bool {
     let is_quiet = |process: &Process| match process {
         Process::Client(client) => client.is_settled(),
@@ -114,10 +116,12 @@ pub fn is_settled(world: &World) -> bool {
             let core = &shell.core;
             core.queued_count() == 0 && core.running_count() == 0 && core.unconfirmed_count() == 0
         }
-        Process::Master(shell) => shell.core.is_ready(),
+        Process::Master(shell) => shell.core.state().index == world.checker.history.state.index,
         Process::LoadBalancer(_) | Process::Storage(_) => true,
     };
-    world.checker.history.state.jobs_live.is_empty()
+    let leads = |process: &Process| matches!(process, Process::Master(shell) if shell.core.is_ready());
+    world.machines.iter().filter_map(|machine| machine.process.as_ref()).any(leads)
+        && world.checker.history.state.jobs_live.is_empty()
         && world.machines.iter().all(|machine| machine.process.as_ref().is_some_and(is_quiet))
 }
 

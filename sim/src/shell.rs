@@ -32,6 +32,8 @@ pub struct Identity {
     /// Unique for each boot: what numbers its transfers.
     pub number_base: u64,
     pub masters: Vec<Host>,
+    /// The nodes of all machines, by host.
+    pub nodes: Vec<NodeId>,
     pub load_balancers: Vec<Host>,
     /// Of a worker.
     pub slots: u32,

@@ -37,6 +37,7 @@ const STEPS_AT_ONCE_MAX: u64 = 100_000;
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub seed: u64,
+    pub masters: usize,
     pub workers: usize,
     pub clients: usize,
     /// Cpus of each worker.
@@ -57,6 +58,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             seed: 1,
+            masters: 1,
             workers: 3,
             clients: 2,
             slots: 2,
@@ -164,6 +166,10 @@ impl World {
         for client in 1..=settings.clients {
             world.add(Role::Client, format!("c{client}"), Disk::None);
         }
+        // Last, so that all others have the same places whether or not there are several.
+        for master in 2..=settings.masters {
+            world.add(Role::Master, format!("m{master}"), Disk::Master(MasterDisk::default()));
+        }
         for host in 0..world.machines.len() {
             world.start(Host(host));
         }
@@ -175,6 +181,11 @@ impl World {
         let (upper, lower) = (self.chance.draw(), self.chance.draw());
         let node = NodeId::from_halves(upper, lower);
         self.machines.push(Machine::new(host, role, node, name, disk));
+    }
+
+    pub fn masters(&self) -> Vec<Host> {
+        let masters = self.machines.iter().filter(|machine| machine.role == Role::Master);
+        masters.map(|machine| machine.host).collect()
     }
 
     /// The worker number `n`, from 1.

@@ -26,6 +26,7 @@ use wire::{ErrorCode, Instant, JobId, Kind, Message, NodeId, NodeState, PeerId, 
 
 use crate::config::CoreConfig;
 
+pub use ::raft::eraftpb::Entry;
 pub use decision::Decision;
 pub use raft::{LogError, Persist, Ticket, raft_id};
 pub use recovery::{RecoverError, Recovered};
@@ -231,6 +232,11 @@ impl Core {
     /// True when this master leads and has applied all that was committed before.
     pub fn is_ready(&self) -> bool {
         self.leading_since.is_some()
+    }
+
+    /// The term that this master knows.
+    pub fn term(&self) -> u64 {
+        self.raft.term()
     }
 
     /// True when another master is known to lead.

@@ -89,8 +89,8 @@ pub(super) struct Disk {
     /// What the channel had no room for. The core bounds it: it takes no more requests than its backlog holds.
     waiting: VecDeque<Order>,
     saves: Orders<SaveOrder>,
-    /// The core saves one snapshot at a time.
-    waiting_save: Option<SaveOrder>,
+    /// The core saves one snapshot of its own at a time, and one that it has fetched.
+    waiting_saves: VecDeque<SaveOrder>,
     done: Inbox<Done>,
     threads: [JoinHandle<()>; 2],
 }
@@ -141,7 +141,7 @@ impl Disk {
         let saver = SnapshotThread { dir: dir.to_owned(), free_bytes_min, done: outbox };
         let snapshot_thread = spawn("master-snapshot", move || saver.run(&save_rx))?;
         let threads = [log_thread, snapshot_thread];
-        let disk = Self { orders, waiting: VecDeque::new(), saves, waiting_save: None, done, threads };
+        let disk = Self { orders, waiting: VecDeque::new(), saves, waiting_saves: VecDeque::new(), done, threads };
         Ok((disk, Recovered { snapshot, entries, hard_state }))
     }
 
@@ -154,7 +154,7 @@ impl Disk {
     }
 
     pub(super) fn save_snapshot(&mut self, ticket: Ticket, index: u64, bytes: Vec<u8>) {
-        self.waiting_save = Some(SaveOrder { ticket, index, bytes });
+        self.waiting_saves.push_back(SaveOrder { ticket, index, bytes });
     }
 
     /// Hands over what the threads have room for.
@@ -171,10 +171,13 @@ impl Disk {
                 Err(Disconnected(_)) => panic!("{gone}"),
             }
         }
-        if let Some(save) = self.waiting_save.take() {
+        while let Some(save) = self.waiting_saves.pop_front() {
             match self.saves.try_send(save) {
                 Ok(()) => {}
-                Err(Full(save)) => self.waiting_save = Some(save),
+                Err(Full(save)) => {
+                    self.waiting_saves.push_front(save);
+                    break;
+                }
                 Err(Disconnected(_)) => panic!("{gone}"),
             }
         }
@@ -363,8 +366,9 @@ struct SnapshotThread {
 
 impl SnapshotThread {
     fn run(self, orders: &node::channel::Receiver<SaveOrder>) {
-        while let Ok(SaveOrder { ticket, index, bytes }) = orders.recv() {
-            if !self.wait_for_room(bytes.len() as u64, orders) {
+        let mut waiting = VecDeque::new();
+        while let Some(SaveOrder { ticket, index, bytes }) = waiting.pop_front().or_else(|| orders.recv().ok()) {
+            if !self.wait_for_room(bytes.len() as u64, orders, &mut waiting) {
                 return;
             }
             snapshot::save(&self.dir, index, bytes).expect("what cannot be written for sure ends the process");
@@ -376,7 +380,12 @@ impl SnapshotThread {
 
     /// Waits until the disk has room for a snapshot. The core is not told: the log, which may have room, goes on, and
     /// only takes more of it than it should. False = the owner is gone.
-    fn wait_for_room(&self, size: u64, orders: &node::channel::Receiver<SaveOrder>) -> bool {
+    fn wait_for_room(
+        &self,
+        size: u64,
+        orders: &node::channel::Receiver<SaveOrder>,
+        waiting: &mut VecDeque<SaveOrder>,
+    ) -> bool {
         let free_bytes_min = self.free_bytes_min.saturating_add(size);
         let mut is_told = false;
         loop {
@@ -388,9 +397,10 @@ impl SnapshotThread {
                 tracing::error!(dir = %self.dir.display(), free, free_bytes_min, "no room for a snapshot: it waits");
                 is_told = true;
             }
-            // The core saves one snapshot at a time, so all that can come is the end.
-            if orders.recv_timeout(FULL_RETRY_INTERVAL).is_err_and(|error| error.is_disconnected()) {
-                return false;
+            match orders.recv_timeout(FULL_RETRY_INTERVAL) {
+                Ok(order) => waiting.push_back(order),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
     }

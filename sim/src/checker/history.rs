@@ -29,76 +29,137 @@ pub enum Effect {
     Outlived { job: JobId, range: ChunkRange },
 }
 
+/// What a leader has heard in its term.
+#[derive(Debug)]
+struct Reign {
+    leader: Host,
+    since: Instant,
+    /// When a boot of a worker was last heard.
+    heard: BTreeMap<(NodeId, BootNonce), Instant>,
+    /// Batches of results that came while their worker lived.
+    timely: BTreeSet<(NodeId, BootNonce, u64)>,
+    /// Statements of loss that it must not believe: by load balancer boot and request.
+    unbelievable: BTreeSet<(BootNonce, u64)>,
+}
+
 #[derive(Debug, Default)]
 pub struct History {
     pub state: State,
+    /// The hash of each entry and the term of its leader, from index 1 on.
+    entries: Vec<(u64, u64)>,
+    /// How far each boot of a master was looked at.
+    looked_at: BTreeMap<Host, u64>,
+    /// By term.
+    reigns: BTreeMap<u64, Reign>,
     /// Chunks that have ended, by job and state.
     ended: BTreeMap<JobId, BTreeMap<ChunkState, ChunkSet>>,
-    /// When a boot of a worker was last heard by this boot of the master.
-    heard: BTreeMap<(NodeId, BootNonce), Instant>,
-    /// Batches of results that reached this boot of the master while their worker lived.
-    timely: BTreeSet<(NodeId, BootNonce, u64)>,
-    /// Statements of loss that this boot of the master must not believe: by load balancer boot and request.
-    unbelievable: BTreeSet<(BootNonce, u64)>,
-    started_at: Instant,
-    is_compared: bool,
+    /// Masters whose state was compared since they started.
+    compared: BTreeSet<Host>,
 }
 
 impl History {
-    pub fn on_master_start(&mut self, shell: &MasterShell, now: Instant) {
-        self.heard.clear();
-        self.timely.clear();
-        self.unbelievable.clear();
-        self.started_at = now;
-        self.is_compared = false;
+    pub fn on_master_start(&mut self, host: Host, shell: &MasterShell) {
         let (recovered, known) = (shell.core.state().index, self.state.index);
         assert!(recovered <= known, "a master begins at index {recovered}, and only {known} was ever applied");
+        self.looked_at.insert(host, recovered);
+        self.compared.remove(&host);
     }
 
-    pub fn on_arrival_at_master(&mut self, machines: &[Machine], from: Host, message: &Message<'_>, now: Instant) {
+    pub fn on_arrival_at_master(
+        &mut self,
+        machines: &[Machine],
+        shell: &MasterShell,
+        from: Host,
+        message: &Message<'_>,
+        now: Instant,
+    ) {
+        // Only what a leader hears counts, and only while it leads.
+        let reign = self.reigns.get_mut(&shell.core.term()).filter(|_| shell.core.is_ready());
+        let Some(reign) = reign else { return };
         let sender = message.header().node_uuid.node();
         if let Message::WorkerStatus(status, _) = message {
             let boot = BootNonce(status.boot.get());
             if is_alive(machines, sender, boot) && status.num_runs.get() > 0 {
-                self.timely.insert((sender, boot, status.batch.get()));
+                reign.timely.insert((sender, boot, status.batch.get()));
             }
-            self.heard.insert((sender, boot), now);
+            reign.heard.insert((sender, boot), now);
         } else if let Message::NodeHello(hello, _) = message {
-            self.heard.insert((sender, BootNonce(hello.boot.get())), now);
+            reign.heard.insert((sender, BootNonce(hello.boot.get())), now);
         } else if let Message::Lost(lost, _) = message {
             let worker = (lost.worker_uuid.node(), BootNonce(lost.worker_boot.get()));
-            let heard = self.heard.get(&worker).copied().unwrap_or(self.started_at);
+            let heard = reign.heard.get(&worker).copied().unwrap_or(reign.since);
             let statement = (machines[from.0].boot, lost.request.get());
             if is_alive(machines, worker.0, worker.1) && now.since(heard) < GRACE {
-                self.unbelievable.insert(statement);
+                reign.unbelievable.insert(statement);
             } else {
-                self.unbelievable.remove(&statement);
+                reign.unbelievable.remove(&statement);
             }
         }
     }
 
-    /// Applies what the master has applied since.
-    pub fn advance(&mut self, shell: &MasterShell, machines: &[Machine], journal: &Journal) -> Vec<Effect> {
+    /// Looks at what a master has applied since, and applies what nobody had.
+    pub fn advance(
+        &mut self,
+        host: Host,
+        shell: &MasterShell,
+        machines: &[Machine],
+        journal: &Journal,
+        now: Instant,
+    ) -> Vec<Effect> {
+        let name = &machines[host.0].name;
         let mut effects = Vec::new();
-        let index = shell.core.state().index;
-        while self.state.index < index {
-            let next = self.state.index + 1;
+        let (index, term) = (shell.core.state().index, shell.core.term());
+        for next in self.looked_at.get(&host).copied().unwrap_or(0) + 1..=index {
+            // What came with a snapshot was applied by others, and the log may still hold what it was to replace.
+            if next <= self.state.index && next <= shell.disk.snapshot_index {
+                continue;
+            }
             let entry = shell.disk.entry(next);
-            let entry = entry.unwrap_or_else(|| panic!("entry {next} was applied and is not on disk")).to_vec();
-            self.apply(&entry, machines, journal, &mut effects);
+            let entry = entry.unwrap_or_else(|| panic!("entry {next} was applied by {name} and is not on its disk"));
+            let mark = (hash_of(&entry.data), entry.term);
+            match self.entries.get(next as usize - 1) {
+                Some(known) => assert_eq!(*known, mark, "entry {next} of {name} is not what another applied"),
+                None => {
+                    assert_eq!(next, self.state.index + 1, "{name} applied an entry before the one before it");
+                    self.entries.push(mark);
+                    let data = entry.data.to_vec();
+                    self.apply(&data, entry.term, machines, journal, &mut effects);
+                }
+            }
         }
-        let is_due = !self.is_compared || !effects.is_empty() || index.is_multiple_of(ENTRIES_PER_COMPARISON);
+        self.looked_at.insert(host, index);
         if shell.core.is_ready() {
-            assert_eq!(index, self.state.index, "a master leads again without all that it had applied");
+            self.check_reign(host, index, term, now);
         }
+        let is_due =
+            !self.compared.contains(&host) || !effects.is_empty() || index.is_multiple_of(ENTRIES_PER_COMPARISON);
         if index == self.state.index && is_due {
-            self.is_compared = true;
-            assert!(shell.core.state() == &self.state, "the master's state is not what its log says at {index}");
+            self.compared.insert(host);
+            self.check_equal(shell, name);
         }
         effects
     }
 
-    fn apply(&mut self, entry: &[u8], machines: &[Machine], journal: &Journal, effects: &mut Vec<Effect>) {
+    /// One leads in a term, and knows from the first moment all that was applied in those before. (What is applied in its
+    /// own, others may have on their disks before it.)
+    fn check_reign(&mut self, host: Host, index: u64, term: u64, now: Instant) {
+        let reign = self.reigns.entry(term).or_insert_with(|| {
+            let before = self.entries.iter().rposition(|(_, of_entry)| *of_entry < term);
+            let before = before.map_or(0, |position| position as u64 + 1);
+            assert!(index >= before, "a master leads in term {term} from {index} on, and {before} was applied before");
+            let (heard, timely, unbelievable) = Default::default();
+            Reign { leader: host, since: now, heard, timely, unbelievable }
+        });
+        assert_eq!(reign.leader, host, "two masters lead in term {term}");
+    }
+
+    /// A master that has applied everything has the state that everything makes.
+    pub fn check_equal(&self, shell: &MasterShell, name: &str) {
+        let index = self.state.index;
+        assert!(shell.core.state() == &self.state, "the state of {name} is not what the log says at {index}");
+    }
+
+    fn apply(&mut self, entry: &[u8], term: u64, machines: &[Machine], journal: &Journal, effects: &mut Vec<Effect>) {
         let index = self.state.index + 1;
         let applied = self.state.apply(index, entry);
         for event in &applied.events {
@@ -108,10 +169,10 @@ impl History {
         for (frame, outcome) in frames.into_iter().zip(&applied.outcomes) {
             let is_effective = matches!(outcome, master::core::state::Outcome::Changed { .. });
             match Request::decode(frame) {
-                Ok(Request::Lost(lost)) if is_effective => self.on_lost(&lost, frame, machines, effects),
+                Ok(Request::Lost(lost)) if is_effective => self.on_lost(&lost, frame, term, machines, effects),
                 Ok(Request::Results(results)) if is_effective && results.is_success => {
                     let batch = (results.worker, results.boot, results.batch);
-                    if !self.timely.contains(&batch) {
+                    if !self.reigns.get(&term).is_some_and(|reign| reign.timely.contains(&batch)) {
                         let job = results.job;
                         let ranges = results.runs.iter().map(|run| run.range());
                         effects.extend(ranges.map(|range| Effect::Outlived { job, range }));
@@ -167,13 +228,14 @@ impl History {
         &self,
         lost: &master::core::entry::LostWorker,
         frame: &[u8],
+        term: u64,
         machines: &[Machine],
         effects: &mut Vec<Effect>,
     ) {
         let Ok(Message::Lost(fixed, _)) = Message::decode(frame) else { unreachable!("it was decoded before") };
         let statement = (lost.load_balancer_boot, fixed.request.get());
         assert!(
-            !self.unbelievable.contains(&statement),
+            !self.reigns.get(&term).is_some_and(|reign| reign.unbelievable.contains(&statement)),
             "a worker that the leader had heard within the grace period was declared lost: {lost:?}"
         );
         if !is_alive(machines, lost.worker, lost.boot) {
@@ -195,8 +257,7 @@ impl History {
         self.state.jobs.get(&job).map_or(1, |job| job.tries.of(chunk).attempt)
     }
 
-    pub fn check_end(&self, shell: &MasterShell, machines: &[Machine], journal: &Journal) {
-        assert!(shell.core.state() == &self.state, "the master's state is not what its log says");
+    pub fn check_end(&self, machines: &[Machine], journal: &Journal) {
         let live: Vec<String> = self.state.jobs_live.iter().map(|job| self.stuck(*job, machines)).collect();
         assert!(live.is_empty(), "jobs have not ended in the calm: {}", live.join("; "));
         for (job, ended) in &self.ended {
@@ -232,6 +293,11 @@ impl History {
         }
         text
     }
+}
+
+/// Tells entries apart; it need not be safe against anybody.
+fn hash_of(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3))
 }
 
 /// True while that boot of a worker runs, paused or not.

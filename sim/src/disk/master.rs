@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use master::core::{Persist, Recovered, Ticket};
+use master::core::{Entry, Persist, Recovered, Ticket};
 use wire::{Duration, Instant};
 
 use crate::chance::Chance;
@@ -11,7 +11,7 @@ use crate::chance::Chance;
 #[derive(Debug)]
 pub enum Write {
     Persist(Persist),
-    Snapshot { ticket: Ticket, bytes: Vec<u8> },
+    Snapshot { ticket: Ticket, index: u64, bytes: Vec<u8> },
     Compact { index: u64 },
 }
 
@@ -30,6 +30,8 @@ pub struct MasterDisk {
     pending: VecDeque<Write>,
     /// When the last write is done: the disk does one after the other.
     busy_until: Instant,
+    /// What the snapshot holds.
+    pub snapshot_index: u64,
     /// The highest index that was dropped behind a snapshot.
     pub compacted: u64,
 }
@@ -59,8 +61,9 @@ impl MasterDisk {
                 self.durable.persist(&persist);
                 Written::Persist(persist.ticket)
             }
-            Write::Snapshot { ticket, bytes } => {
+            Write::Snapshot { ticket, index, bytes } => {
                 self.durable.snapshot = Some(bytes);
+                self.snapshot_index = index;
                 Written::Snapshot(ticket)
             }
             Write::Compact { index } => {
@@ -71,12 +74,12 @@ impl MasterDisk {
         }
     }
 
-    /// The bytes of a durable entry.
-    pub fn entry(&self, index: u64) -> Option<&[u8]> {
+    /// A durable entry.
+    pub fn entry(&self, index: u64) -> Option<&Entry> {
         let first = self.durable.entries.first()?.index;
         let entry = self.durable.entries.get(usize::try_from(index.checked_sub(first)?).ok()?)?;
         assert_eq!(entry.index, index, "the log on disk has no gaps");
-        Some(&entry.data)
+        Some(entry)
     }
 
     /// Any number of the writes under way are done, in order, and nobody learns of it.

@@ -2,11 +2,11 @@
 
 use master::core::{Action, Core, Event};
 use master::{CoreConfig, Limits, Timings};
-use wire::{Duration, PeerId, Role};
+use wire::{Duration, NodeId, PeerId, Role};
 
 use super::{Identity, Outside, RECEIPT_KEY};
 use crate::disk::{MasterDisk, Write, Written};
-use crate::network;
+use crate::network::{self, Host};
 
 /// A write that found no room is tried again.
 const FULL_DISK_PAUSE: Duration = Duration::from_millis(50);
@@ -16,6 +16,8 @@ pub struct MasterShell {
     pub disk: MasterDisk,
     /// By host.
     roles: Vec<Role>,
+    /// By host.
+    nodes: Vec<NodeId>,
     /// Decisions worth a line, since somebody last took them.
     pub notes: Vec<String>,
 }
@@ -41,15 +43,21 @@ impl MasterShell {
             public_key: identity.key,
             timings: Timings { snapshot_entries, ..Timings::default() },
             limits,
+            members: identity.masters.iter().map(|host| identity.nodes[host.0]).collect(),
             ..CoreConfig::new(identity.node, identity.boot, RECEIPT_KEY)
         };
         let core = Core::new(config, disk.durable.clone(), outside.now).expect("a disk gives back a whole log");
-        Self { core, disk, roles: identity.roles.clone(), notes: Vec::new() }
+        let (roles, nodes) = (identity.roles.clone(), identity.nodes.clone());
+        Self { core, disk, roles, nodes, notes: Vec::new() }
     }
 
     pub fn receive(&mut self, from: PeerId, frames: &[Vec<u8>], outside: &mut Outside<'_>) {
         let Some(frame) = frames.first() else { return };
         let (host, _) = network::resolve(from);
+        if self.roles[host.0] == Role::Master {
+            let (from, payload) = (self.nodes[host.0], frames.get(1).map_or(&[][..], |payload| payload));
+            return self.step(Event::FromMaster { from, frame, payload }, outside);
+        }
         self.step(Event::Received { from, role: Some(self.roles[host.0]), frame }, outside);
     }
 
@@ -84,11 +92,16 @@ impl MasterShell {
             match action {
                 Action::Send { to, frame } => outside.send(to, frame),
                 Action::Persist(persist) => self.write(Write::Persist(persist), outside),
-                Action::SaveSnapshot { ticket, bytes, index: _, term: _ } => {
-                    self.write(Write::Snapshot { ticket, bytes }, outside);
+                Action::SaveSnapshot { ticket, bytes, index, term: _ } => {
+                    self.write(Write::Snapshot { ticket, index, bytes }, outside);
                 }
                 Action::Compact { index } => self.write(Write::Compact { index }, outside),
-                Action::ToMaster { .. } | Action::Halt { .. } => unreachable!("a lone master has nobody to talk to"),
+                Action::ToMaster { to, frame, payload } => {
+                    let host = self.nodes.iter().position(|node| *node == to).expect("a member is a machine");
+                    let frames = if payload.is_empty() { vec![frame] } else { vec![frame, payload] };
+                    outside.sent.push((network::server(Host(host)), frames));
+                }
+                Action::Halt { why } => panic!("a master that did nothing wrong was told to end: {why}"),
                 Action::Decided(decision) => self.notes.push(decision.to_string()),
             }
         }

@@ -2,7 +2,7 @@
 
 use wire::{BootNonce, ClientKey, Duration, Role};
 
-use super::{Due, LOAD_BALANCER, MASTER, STORAGE, World};
+use super::{Due, LOAD_BALANCER, STORAGE, World};
 use crate::client::Client;
 use crate::network::{self, Host, Weather};
 use crate::shell::{Disk, DiskPace, Identity, LoadBalancerShell, MasterShell, Process, StorageShell, WorkerShell};
@@ -86,7 +86,7 @@ impl World {
         machine.disk = process.crash(&mut outside);
         // Servers notice that a caller is gone, or they do not.
         let peer = network::caller(host, machine.boots.into());
-        for server in [MASTER, LOAD_BALANCER, STORAGE] {
+        for server in self.masters().into_iter().chain([LOAD_BALANCER, STORAGE]) {
             let boots = self.machines[server.0].boots;
             if server != host && self.chance.once_in_a_thousand(700) {
                 let at = self.now + Duration::from_micros(self.chance.between(100, 30_000_000));
@@ -115,6 +115,8 @@ impl World {
         let number_base = self.chance.draw() >> 1;
         let random = self.chance.draw() as u32;
         let roles = self.machines.iter().map(|machine| machine.role).collect();
+        let nodes = self.machines.iter().map(|machine| machine.node).collect();
+        let masters = self.masters();
         let machine = &mut self.machines[host.0];
         machine.boots += 1;
         machine.boot = BootNonce::new(machine.boots, random);
@@ -124,7 +126,8 @@ impl World {
             boot: machine.boot,
             name: machine.name.clone(),
             number_base,
-            masters: vec![MASTER],
+            masters: masters.clone(),
+            nodes,
             load_balancers: vec![LOAD_BALANCER],
             slots: self.settings.slots,
             event_bytes_max: self.settings.event_bytes_max,
@@ -143,13 +146,13 @@ impl World {
             }
             Disk::None => {
                 let base = 1 + ((number_base >> 20) << 20);
-                Process::Client(Box::new(Client::new(machine.node, base, MASTER, STORAGE, self.settings.habit)))
+                Process::Client(Box::new(Client::new(machine.node, base, &masters, STORAGE, self.settings.habit)))
             }
         };
         machine.process = Some(process);
-        self.checker.on_start(&self.machines, host, self.now);
+        self.checker.on_start(&self.machines, host);
         self.turn(host, "start", |_, _| {});
-        if [MASTER, LOAD_BALANCER].contains(&host) {
+        if masters.contains(&host) || host == LOAD_BALANCER {
             self.reconnect_callers(host);
         }
     }
