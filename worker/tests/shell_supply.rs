@@ -230,6 +230,11 @@ fn a_read_fetches_what_it_reads_and_the_block_is_at_hand() {
         assert!(site.supplier.ask(ticket, wanted, Need::Range { offset, length: 5 }, TIMEOUT));
         let got = rx.recv_timeout(TIMEOUT).expect("it is answered");
         assert_eq!(got, content[offset as usize..offset as usize + 5]);
+        // For the next read too, until somebody has read it to its end.
+        let block = site.supplier.at_hand(wanted.file, offset + 5).expect("it is one of the last");
+        assert_eq!(block.covers(offset + 5, 5), Some(&content[offset as usize + 5..offset as usize + 10]));
+        site.supplier.let_go(&block);
+        assert!(site.supplier.at_hand(wanted.file, offset + 5).is_none());
     }
     assert_eq!(site.storages[0].blocks_asked(), 3);
     assert_eq!(site.supplier.bytes_fetched(), 3 * MIB as u64);
