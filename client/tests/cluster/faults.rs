@@ -188,18 +188,56 @@ fn a_load_balancer_dies_and_nothing_runs_twice() {
     dies_without_reruns("loadbalancer1");
 }
 
+#[test]
+fn a_leader_of_three_masters_dies_and_nothing_runs_twice() {
+    let dev = Dev::start_with(short_folder(), 2, &["--masters", "3"]);
+    let leader = leader_of(&dev).expect("one leads");
+    goes_on_without(&dev, &leader);
+    assert_ne!(leader_of(&dev), Some(leader), "another has led since");
+    dev.stop();
+}
+
+#[test]
+fn when_all_three_masters_die_at_once_every_acknowledged_job_is_there() {
+    let dev = Dev::start_with(short_folder(), 1, &["--masters", "3"]);
+    let jobs: Vec<String> = (0..20).map(|_| dev.submit(&["--array", "1-3", "--", "true"])).collect();
+    let pids: Vec<i64> =
+        (1..=3).map(|n| dev.node(&format!("master{n}"))["pid"].as_i64().expect("a pid")).collect();
+    for pid in pids {
+        // SAFETY: kill takes no pointers.
+        assert_eq!(unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) }, 0);
+    }
+    for job in &jobs {
+        let record = dev.wait(job, LONG);
+        assert_eq!((&record["state"], &record["chunks"]["finished"]), (&json!("finished"), &json!(3)), "{record}");
+    }
+    dev.stop();
+}
+
+/// The name of the master that leads.
+fn leader_of(dev: &Dev) -> Option<String> {
+    let nodes = dev.json(&["node", "list"]);
+    let leader = nodes["nodes"].as_array()?.iter().find(|node| node["is_leader"] == true)?;
+    leader["name"].as_str().map(str::to_owned)
+}
+
 fn dies_without_reruns(victim: &str) {
     let dev = Dev::start(2);
-    let journal = Journal::submit(&dev);
-    journal.reach_the_middle(&dev);
+    goes_on_without(&dev, victim);
+    dev.stop();
+}
+
+/// Kills a role in the middle of a job: each chunk has run once in the end, and what is submitted meanwhile runs.
+fn goes_on_without(dev: &Dev, victim: &str) {
+    let journal = Journal::submit(dev);
+    journal.reach_the_middle(dev);
     dev.kill(victim);
     let after = dev.submit(&["--", "true"]);
-    journal.expect_finished(&dev);
+    journal.expect_finished(dev);
     let starts = journal.starts(|_| true);
     assert!(starts.values().all(|count| *count == 1), "{starts:?}");
     assert_eq!(starts.len() as u64, CHUNKS);
     assert_eq!(dev.wait(&after, SOON)["state"], "finished");
-    dev.stop();
 }
 
 #[test]
