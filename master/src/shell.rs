@@ -254,6 +254,7 @@ fn tell(decision: &Decision) {
         | Decision::NodeRegistered { .. }
         | Decision::EpochGranted { .. }
         | Decision::Resigned { .. }
+        | Decision::SteppingDown
         | Decision::Restored { .. }
         | Decision::LostRefused { .. } => tracing::info!("{decision}"),
         Decision::SnapshotRefused { .. } | Decision::StrangerIgnored { .. } => tracing::warn!("{decision}"),

@@ -359,6 +359,56 @@ fn a_leader_that_ends_hands_over_at_once() {
 }
 
 #[test]
+fn a_master_whose_state_is_another_than_that_of_most_ends() {
+    let mut group = Group::new(3);
+    group.run(SECONDS);
+    let (leader, odd) = (group.leader(), group.follower());
+    for n in 1..=5 {
+        group.ask(leader, &submit(n, job(n), &a_spec(2)));
+        group.run(Duration::from_millis(1));
+    }
+    group.crash(odd);
+    // A byte of an entry that it acknowledged is another: the name of a program.
+    let entries = &mut group.members[odd].disk.entries;
+    let spoiled = entries.iter_mut().find_map(|entry| {
+        let at = entry.data.windows(4).position(|word| word == b"true")?;
+        Some((entry, at))
+    });
+    let (entry, at) = spoiled.expect("a job was submitted");
+    let mut data = entry.data.to_vec();
+    data[at] = b'T';
+    entry.data = data.into();
+    group.start(odd);
+    for n in 6..=1_100 {
+        group.ask(leader, &submit(n, job(n), &a_spec(2)));
+        group.run(Duration::from_millis(1));
+    }
+    group.run(SECONDS);
+    let why = group.members[odd].halted.clone().expect("it ends");
+    assert!(why.contains("at entry 1024"), "{why}");
+    assert!((0..3).filter(|n| *n != odd).all(|n| group.members[n].halted.is_none()), "the others go on");
+}
+
+#[test]
+fn a_leader_whose_disk_is_full_has_another_lead_and_comes_back_when_there_is_room() {
+    let mut group = Group::new(3);
+    group.run(SECONDS);
+    let full = group.leader();
+    group.step(full, Event::DiskFull);
+    group.run(Duration::from_millis(100));
+    let leader = group.leader();
+    assert_ne!(leader, full);
+    group.ask(leader, &submit(1, J1, &a_spec(2)));
+    group.run(SECONDS);
+    assert_eq!(group.told(), [(leader, "1: job_accepted #1 number 1".into())]);
+    group.check_equal();
+    group.crash(leader);
+    group.run(SECONDS);
+    let third = (0..3).find(|n| *n != leader && *n != full).expect("three");
+    assert!([full, third].contains(&group.leader()), "one of the two others leads");
+}
+
+#[test]
 fn strangers_are_not_heard() {
     let mut group = Group::new(3);
     group.run(SECONDS);

@@ -129,7 +129,7 @@ fn a_snapshot_cuts_the_log_and_a_restart_from_it_gives_the_same_state() {
     let master = master.crash_and_restart();
     let after = master.core.state();
     // The restart itself added an empty entry, and the master's new boot.
-    (before.index, before.stamp) = (after.index, after.stamp);
+    (before.index, before.chain, before.stamp) = (after.index, after.chain, after.stamp);
     before.nodes = after.nodes.clone();
     assert!(before.encode() == after.encode());
 }

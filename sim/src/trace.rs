@@ -213,6 +213,7 @@ pub fn describe(frame: &[u8]) -> String {
         Message::PutDone(m, _) => format!("put_done {}", m.upload),
         Message::HaveRequest(m, _) => format!("have_request {}", m.num_files),
         Message::HaveResponse(m, _) => format!("have_response {}", m.num_files),
+        Message::StateHash(m, _) => format!("state_hash index{}", m.index),
         Message::RaftMessage(m, _) => format!(
             "raft step{} term{} index{} commit{} entries{} reject{} snapshot{}",
             m.step, m.term, m.index, m.commit, m.num_entries, m.reject, m.snapshot_index

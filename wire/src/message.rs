@@ -494,6 +494,7 @@ messages! {
         /// Zero = not known yet.
         hash: Hash;
         class: U16;
+        /// Bit 0: a copy that is there is to be read again before it counts.
         flags: U16;
         reserved: U32;
     } body "None."
@@ -580,6 +581,14 @@ messages! {
         snapshot_hash: Hash;
     } body "`context_length` bytes; then `num_members` members as of the snapshot: u64 Raft number, u8 (1 = learner); \
             then `num_entries` entries: varint term, varint index, u8 kind, context and data as strings."
+
+    /// What a master's state has come to, for the others to compare with theirs.
+    41 StateHash "state_hash" from [Master] min 65 {
+        /// The last entry in it.
+        index: U64;
+        /// BLAKE3 chained over every entry, what it was answered, and what it did.
+        hash: Hash;
+    } body "None."
 }
 
 const _: () = assert!(<WorkerRequest as FixedPart>::SIZE_MIN == 57 && size_of::<GenericMessage>() == 25);
@@ -601,6 +610,8 @@ pub const HEARTBEAT_LEADER: u32 = 1;
 pub const WATCH_FRESH: u32 = 1;
 /// `watch_batch.flags`: this is a snapshot.
 pub const BATCH_SNAPSHOT: u32 = 1;
+/// `put_begin.flags`: a copy that is there is to be read again before it counts.
+pub const PUT_CHECKED: u16 = 1;
 /// `put_grant.flags`: the file is here already.
 pub const GRANT_EXISTS: u32 = 1;
 /// `query.flags` for jobs: ended ones too.

@@ -248,7 +248,8 @@ impl LoadBalancer {
             | Message::PutDone(..)
             | Message::HaveRequest(..)
             | Message::HaveResponse(..)
-            | Message::RaftMessage(..) => {
+            | Message::RaftMessage(..)
+            | Message::StateHash(..) => {
                 self.refuse(from, frame, ErrorCode::NotAllowed, "a load balancer does not take this message", actions);
             }
         }

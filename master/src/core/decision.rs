@@ -10,6 +10,7 @@ use wire::{BootNonce, ErrorCode, JobId, JobState, Kind, NodeId, Role};
 pub enum Decision {
     Leading { term: u64, index: u64 },
     Resigned { term: u64, index: u64 },
+    SteppingDown,
     Restored { index: u64 },
     SnapshotRefused { from: NodeId, index: u64 },
     StrangerIgnored { node: NodeId },
@@ -48,6 +49,7 @@ impl fmt::Display for Decision {
         match self {
             Self::Leading { term, index } => write!(f, "leading in term {term} from index {index} on"),
             Self::Resigned { term, index } => write!(f, "leading no longer: term {term}, index {index}"),
+            Self::SteppingDown => write!(f, "without room on its disk this master has another lead"),
             Self::Restored { index } => write!(f, "goes on from the leader's snapshot as of index {index}"),
             Self::SnapshotRefused { from, index } => {
                 write!(f, "the snapshot as of index {index} that master {from} sent is not what it announced")

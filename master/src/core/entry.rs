@@ -215,7 +215,8 @@ impl<'a> Request<'a> {
             | Message::PutDone(..)
             | Message::HaveRequest(..)
             | Message::HaveResponse(..)
-            | Message::RaftMessage(..) => {
+            | Message::RaftMessage(..)
+            | Message::StateHash(..) => {
                 Err(RequestError::Rule(format!("{:?} is not a request of the log", message.kind())))
             }
         }

@@ -62,6 +62,11 @@ impl Group {
         self.members.len() == 1
     }
 
+    /// The uuids of all members.
+    pub(super) fn members(&self) -> impl Iterator<Item = NodeId> {
+        self.members.values().copied()
+    }
+
     pub(super) fn member(&self, id: u64) -> Option<NodeId> {
         self.members.get(&id).copied()
     }
@@ -87,6 +92,7 @@ impl Core {
         }
         match Message::decode(frame) {
             Ok(Message::RaftMessage(fixed, body)) => self.on_raft(from, &fixed, body, now, actions),
+            Ok(Message::StateHash(fixed, _)) => self.on_state_hash(from, fixed.index.get(), fixed.hash, actions),
             Ok(Message::NodeHello(..)) => self.on_member_hello(from, frame),
             Ok(Message::FileRequest(fixed, _)) => self.on_snapshot_asked(from, &fixed, now, actions),
             Ok(Message::FileResponse(fixed, _)) => self.on_snapshot_piece(&fixed, payload, now, actions),
@@ -277,6 +283,14 @@ impl Core {
     pub(super) fn leader_endpoint(&self) -> &str {
         let leader = self.group.member(self.raft.leader()).and_then(|node| self.state.nodes.get(&node));
         leader.map_or("", |record| &record.endpoint)
+    }
+
+    /// Without room on its disk a leader can take nothing; another may.
+    pub(super) fn step_down(&mut self, actions: &mut Vec<Action>) {
+        if self.leading_since.is_some() && !self.group.is_lone() {
+            actions.push(Action::Decided(Decision::SteppingDown));
+            self.raft.transfer_leader();
+        }
     }
 
     /// Leads no longer: whoever waits is sent to the next, where the same request gets the same answer.

@@ -7,6 +7,7 @@
 #![warn(clippy::wildcard_enum_match_arm, clippy::match_wildcard_for_single_variants)]
 
 mod accept;
+mod compare;
 mod decision;
 pub mod entry;
 mod group;
@@ -31,6 +32,7 @@ pub use decision::Decision;
 pub use raft::{LogError, Persist, Ticket, raft_id};
 pub use recovery::{RecoverError, Recovered};
 
+use compare::Compared;
 use group::Group;
 use leader::{Backlog, Form};
 use presence::Presence;
@@ -125,6 +127,7 @@ pub struct Core {
     config: CoreConfig,
     raft: Raft,
     group: Group,
+    compared: Compared,
     reads: Reads,
     state: State,
     backlog: Backlog,
@@ -162,6 +165,7 @@ impl Core {
         let mut core = Self {
             raft: Raft::new(config.node, log, config.seed),
             group,
+            compared: Compared::default(),
             reads: Reads::default(),
             backlog: Backlog::default(),
             presence: Presence::default(),
@@ -200,8 +204,16 @@ impl Core {
                 self.raft.on_persisted(ticket);
             }
             Event::SnapshotSaved { ticket } => self.on_snapshot_saved(ticket, actions),
-            Event::DiskFull => self.is_disk_full = true,
-            Event::DiskLow { is_low } => self.is_disk_low = is_low,
+            Event::DiskFull => {
+                self.is_disk_full = true;
+                self.step_down(actions);
+            }
+            Event::DiskLow { is_low } => {
+                self.is_disk_low = is_low;
+                if is_low {
+                    self.step_down(actions);
+                }
+            }
             Event::Stop => self.raft.transfer_leader(),
             Event::PeerGone { peer } => self.watchers.forget(peer),
             Event::Tick => self.on_tick(now, wall, actions),
@@ -267,6 +279,7 @@ impl Core {
                     self.timers.set(Timer::RaftTick, now + self.config.timings.tick_ms);
                     self.raft.tick();
                     self.tick_group(now, actions);
+                    self.repeat_hash(now, actions);
                     self.consider_epoch(now);
                 }
                 Timer::Flush => {}
@@ -322,6 +335,7 @@ impl Core {
     ) {
         let applied = self.state.apply(index, data);
         self.raft.on_applied(index);
+        self.publish_hash(actions);
         self.log_bytes += data.len();
         actions.extend(applied.events.iter().filter_map(Decision::of_event).map(Action::Decided));
         self.watchers.push(index, &applied.events, told);
@@ -436,7 +450,8 @@ impl Core {
             | Message::PutDone(..)
             | Message::HaveRequest(..)
             | Message::HaveResponse(..)
-            | Message::RaftMessage(..) => {
+            | Message::RaftMessage(..)
+            | Message::StateHash(..) => {
                 let detail = format!("a master does not take {:?}", message.kind());
                 self.refuse(from, Some(message.kind()), 0, JobId::NIL, ErrorCode::NotAllowed, &detail, actions)
             }
@@ -519,6 +534,7 @@ fn request_of(message: &Message<'_>) -> u64 {
         | Message::PutDone(..)
         | Message::HaveRequest(..)
         | Message::HaveResponse(..)
-        | Message::RaftMessage(..) => 0,
+        | Message::RaftMessage(..)
+        | Message::StateHash(..) => 0,
     }
 }

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wire::event::LogEvent;
 use wire::record::{FileRecord, NodeRecord, StoredFile};
-use wire::{BootNonce, FileId, Hash, JobId, NodeId, Role, WallTime, log};
+use wire::{BootNonce, FileId, Hash, JobId, NodeId, Role, WallTime, Writer, log};
 
 use super::entry::{Cancel, EpochGrant, LostWorker, Request, RequestError, Results, Submit};
 
@@ -29,6 +29,8 @@ pub use tries::Tries;
 pub struct State {
     /// The index of the last entry applied.
     pub index: u64,
+    /// Chained over every entry, what it was answered and what it did: equal states have equal ones, however they came.
+    pub chain: Hash,
     /// The latest stamp; it never decreases.
     pub stamp: WallTime,
     pub epoch: Epoch,
@@ -101,13 +103,43 @@ pub struct Applied<'a> {
     pub events: Vec<LogEvent<'a>>,
 }
 
+impl Outcome {
+    fn encode(&self, to: &mut Writer) {
+        match self {
+            Self::Accepted { job, number, index } => to.raw(&[1]).plain(job).varint(*number).varint(*index),
+            Self::Changed { changed } => to.raw(&[2]).varint(*changed),
+            Self::ExistsDifferent { detail } => to.raw(&[3]).string(detail.as_bytes()),
+            Self::UnknownJob { job } => to.raw(&[4]).plain(job),
+            Self::StaleEpoch { current } => to.raw(&[5]).varint(*current),
+            Self::Refused(error) => to.raw(&[6]).string(error.to_string().as_bytes()),
+        };
+    }
+}
+
+impl Applied<'_> {
+    /// The next link of the chain.
+    fn chained(&self, before: Hash, entry: &[u8]) -> Hash {
+        let mut to = Writer::new();
+        to.plain(&before).string(entry).varint(self.outcomes.len() as u64);
+        self.outcomes.iter().for_each(|outcome| outcome.encode(&mut to));
+        self.events.iter().for_each(|event| event.encode(&mut to));
+        content::hash_bytes(&to.bytes)
+    }
+}
+
 impl State {
     /// Applies the entry at `index`. Total: any bytes give outcomes, and never a panic.
     pub fn apply<'a>(&mut self, index: u64, entry: &'a [u8]) -> Applied<'a> {
         self.index = index;
         let mut applied = Applied::default();
+        self.apply_requests(entry, &mut applied);
+        self.chain = applied.chained(self.chain, entry);
+        applied
+    }
+
+    fn apply_requests<'a>(&mut self, entry: &'a [u8], applied: &mut Applied<'a>) {
         // The first entry of a leader's term is empty; one that cannot be read means the same to every master.
-        let Ok((stamp, frames)) = log::decode_entry(entry) else { return applied };
+        let Ok((stamp, frames)) = log::decode_entry(entry) else { return };
         self.stamp = self.stamp.max(stamp);
         for frame in frames {
             let outcome = match Request::decode(frame) {
@@ -116,7 +148,6 @@ impl State {
             };
             applied.outcomes.push(outcome);
         }
-        applied
     }
 
     fn apply_request<'a>(&mut self, request: Request<'a>, events: &mut Vec<LogEvent<'a>>) -> Outcome {

@@ -324,7 +324,8 @@ impl Storage {
             | Message::PutAck(..)
             | Message::PutDone(..)
             | Message::HaveResponse(..)
-            | Message::RaftMessage(..) => {
+            | Message::RaftMessage(..)
+            | Message::StateHash(..) => {
                 let kind = message.kind();
                 let detail = format!("a storage node does not take {kind:?}");
                 self.refuse(from, ErrorCode::InvalidRequest, Some(kind), 0, &detail, actions);

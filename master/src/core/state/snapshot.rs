@@ -8,13 +8,13 @@ use wire::{BootNonce, DecodeError, FileId, Hash, NodeId, Reader, WallTime, Write
 use super::{Epoch, File, Job, State};
 
 /// The version of the layout, first in every snapshot.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 impl State {
     /// The bytes of the state: equal for equal states.
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Writer::new();
-        to.raw(&[VERSION]).varint(self.index).varint(self.stamp.0);
+        to.raw(&[VERSION]).varint(self.index).plain(&self.chain).varint(self.stamp.0);
         to.varint(self.epoch.number).plain(&self.epoch.load_balancer).varint(self.epoch.boot.0);
         to.varint(self.nodes_version).varint(self.nodes.len() as u64);
         self.nodes.values().for_each(|node| node.encode(&mut to));
@@ -37,7 +37,8 @@ impl State {
         if from.raw(1)?[0] != VERSION {
             return Err(DecodeError::Body { what: "the snapshot is of another version" });
         }
-        let mut state = Self { index: from.varint()?, stamp: WallTime(from.varint()?), ..Self::default() };
+        let (index, chain, stamp) = (from.varint()?, *from.plain()?, WallTime(from.varint()?));
+        let mut state = Self { index, chain, stamp, ..Self::default() };
         state.epoch = Epoch { number: from.varint()?, load_balancer: *from.plain()?, boot: BootNonce(from.varint()?) };
         state.nodes_version = from.varint()?;
         for _ in 0..from.varint()? {
