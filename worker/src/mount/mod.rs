@@ -23,6 +23,8 @@ use wire::{FileId, JobId, NodeId};
 use crate::slot::WORKER_EXECUTABLE;
 use crate::supply::{Shelf, Supplier};
 
+mod files;
+mod kernel;
 mod parking;
 mod policy;
 mod session;
@@ -31,12 +33,14 @@ mod view;
 
 pub use parking::{Arrival, Parking};
 pub use policy::AWAITED_SIZE_MAX;
-use session::{Connection, Names, Shared};
+use session::{Connection, Fuser, Names};
 use view::View;
 pub use view::{Content, PathTaken, Published, Tree, TreeBytes, What};
 
 /// What is read ahead of whoever reads in order, in KiB; as much as the kernel asks for in one request.
 const READ_AHEAD_KIB: u32 = 1024;
+type Shared = files::Shared<Fuser>;
+
 /// Names that wait to be forgotten by the kernel. More are remembered until they are shown again.
 const FORGOTTEN_MAX: usize = 4096;
 /// How often the watchdog hears that we are there.
