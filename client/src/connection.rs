@@ -1,7 +1,8 @@
 //! A conversation with the masters: one request at a time, sent again until it is answered.
 //!
 //! Requests are numbered and idempotent, so a lost one, or a lost answer, costs one repetition. A master that does not
-//! lead says who does; one that is silent, busy or starting is asked again, ever more slowly, until the deadline.
+//! lead says who does; one that is busy or starting is asked again, ever more slowly, until the deadline; instead of one
+//! that is silent, or whose connection has broken, another is asked.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,6 +22,10 @@ const RESEND_INTERVAL: Duration = Duration::from_secs(1);
 const RESEND_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// A master that leads no more, is busy or starting is asked again this soon at first.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+/// An election is over in about half a second, so nobody waits much longer than this for its end.
+const ELECTION_PAUSE_MAX: Duration = Duration::from_millis(200);
+/// A connection that does not stand by then is not waited for, if one to another master stands.
+const CONNECT_PATIENCE: Duration = Duration::from_millis(100);
 /// Questions that are open at once.
 const QUESTIONS_PER_TURN_MAX: usize = 64;
 /// Messages taken in one turn.
@@ -31,6 +36,15 @@ pub type OnProgress = Box<dyn FnMut(u64, Option<u64>)>;
 
 /// Is told why a request waits, once for each that takes long.
 pub type OnWaiting = Box<dyn FnMut(&str)>;
+
+/// When in the life of the masters' log an answer was given, and what it reflects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Position {
+    /// Of the leader that answered.
+    pub term: u64,
+    /// That of the request's own entry, or the newest that the answer takes into account.
+    pub index: u64,
+}
 
 /// A client's connection to its cluster.
 pub struct Connection {
@@ -58,13 +72,20 @@ pub struct Connection {
     jitter: u64,
     /// The highest log index that an answer has named; later answers must not be older.
     pub(crate) index: u64,
+    /// Of the newest answer.
+    position: Position,
     stop: Option<Stop>,
 }
 
-/// When to repeat a request.
+/// When to repeat a request, and how the last repetition fares.
 struct Resend {
     at: Instant,
     interval: Duration,
+    sent_at: Instant,
+    /// The connection has stood since.
+    was_connected: bool,
+    /// The master that was asked has said something.
+    is_answered: bool,
 }
 
 impl Connection {
@@ -97,6 +118,7 @@ impl Connection {
             last_request: lower >> 1,
             jitter: upper | 1,
             index: 0,
+            position: Position::default(),
             stop: None,
         })
     }
@@ -109,6 +131,11 @@ impl Connection {
     /// The cluster that this connection is for.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// Where in the log the newest answer of a master stands.
+    pub fn position(&self) -> Position {
+        self.position
     }
 
     /// From now on SIGINT and SIGTERM end what waits with `ClientError::Interrupted`, instead of the process.
@@ -161,7 +188,7 @@ impl Connection {
         let mut tell_at = Some(begun + interval * 3 / 2);
         let mut refused = None;
         let mut pause = REFUSED_PAUSE;
-        let mut resend = Resend { at: begun, interval };
+        let mut resend = Resend { at: begun, interval, sent_at: begun, was_connected: false, is_answered: false };
         loop {
             self.check_signals()?;
             let now = self.clock.now();
@@ -176,12 +203,17 @@ impl Connection {
                 // A full queue is as good as a lost message: it is repeated.
                 let _ = self.endpoint.send(self.masters[self.leader], frame.clone());
                 self.schedule(&mut resend, now);
+                (resend.sent_at, resend.is_answered) = (now, false);
+                resend.was_connected = self.endpoint.is_connected(self.masters[self.leader]);
             }
             if tell_at.is_some_and(|at| now >= at) {
                 tell_at = None;
                 self.tell_waiting(refused.as_ref());
             }
-            let wake_at = tell_at.unwrap_or(deadline).min(resend.at).min(deadline);
+            let mut wake_at = tell_at.unwrap_or(deadline).min(resend.at).min(deadline);
+            if !self.endpoint.is_connected(self.masters[self.leader]) && now < resend.sent_at + CONNECT_PATIENCE {
+                wake_at = wake_at.min(resend.sent_at + CONNECT_PATIENCE);
+            }
             self.endpoint.wait(Some(end.map_or(wake_at, |end| end.min(wake_at))));
             for frame in self.answers_to(request) {
                 match Message::decode(&frame)? {
@@ -189,16 +221,18 @@ impl Connection {
                         let code = ErrorCode::from_number(error.code.get());
                         let detail = wire::bytes_text(detail);
                         refused = Some(self.on_refusal(code, detail)?);
+                        resend.is_answered = true;
                         resend.at = self.clock.now() + pause;
-                        pause = (pause * 2).min(RESEND_INTERVAL);
+                        let is_short = matches!(code, Some(ErrorCode::NotLeader | ErrorCode::NotReady));
+                        pause = (pause * 2).min(if is_short { ELECTION_PAUSE_MAX } else { RESEND_INTERVAL });
                     }
-                    _ => return Ok(Some(frame)),
+                    answer => {
+                        self.position = position_of(&answer).unwrap_or(self.position);
+                        return Ok(Some(frame));
+                    }
                 }
             }
-            // Another master may lead when ours is silent.
-            if self.clock.now() >= resend.at && refused.is_none() {
-                self.leader = (self.leader + 1) % self.masters.len();
-            }
+            self.look_elsewhere(&mut resend);
         }
     }
 
@@ -233,6 +267,26 @@ impl Connection {
             }
         }
         answers
+    }
+
+    /// Another master may lead when ours is silent or gone.
+    fn look_elsewhere(&mut self, resend: &mut Resend) {
+        if resend.is_answered {
+            return;
+        }
+        let now = self.clock.now();
+        let stands = self.endpoint.is_connected(self.masters[self.leader]);
+        let count = self.masters.len();
+        let mut others = (1..count).map(|step| (self.leader + step) % count);
+        let connected = others.find(|other| self.endpoint.is_connected(self.masters[*other]));
+        let is_late = resend.was_connected || now >= resend.sent_at + CONNECT_PATIENCE;
+        resend.was_connected |= stands;
+        if let Some(other) = connected.filter(|_| !stands && is_late) {
+            self.leader = other;
+            resend.at = now;
+        } else if now >= resend.at {
+            self.leader = (self.leader + 1) % count;
+        }
     }
 
     fn tell_waiting(&mut self, refused: Option<&ClientError>) {
@@ -350,6 +404,18 @@ fn request_of(message: &Message<'_>) -> Option<u64> {
         Message::WatchBatch(fixed, _) => Some(fixed.request.get()),
         _ => None,
     }
+}
+
+/// Where in the log an answer stands.
+fn position_of(answer: &Message<'_>) -> Option<Position> {
+    let (term, index) = match answer {
+        Message::JobAccepted(fixed, _) => (fixed.term.get(), fixed.index),
+        Message::Committed(fixed, _) => (fixed.term.get(), fixed.index),
+        Message::Answer(fixed, _) => (fixed.term.get().into(), fixed.index),
+        Message::WatchBatch(fixed, _) => (fixed.term.get(), fixed.index),
+        _ => return None,
+    };
+    Some(Position { term, index: index.get() })
 }
 
 #[cfg(test)]

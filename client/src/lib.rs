@@ -16,7 +16,7 @@ mod tree;
 mod watch;
 
 pub use cluster::Cluster;
-pub use connection::{Connection, OnProgress, OnWaiting};
+pub use connection::{Connection, OnProgress, OnWaiting, Position};
 pub use error::ClientError;
 pub use file::{InputSource, ReadError, Staged};
 pub use job::{JobDraft, Submitted};

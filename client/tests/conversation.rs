@@ -197,6 +197,36 @@ fn the_leader_that_a_follower_names_is_asked() {
 }
 
 #[test]
+fn a_follower_that_names_a_silent_leader_is_asked_again_when_it_may_lead() {
+    let (folder, own) = certificates();
+    let stopped = ScriptedMaster::start(folder.path(), Box::new(|_, _| vec![]));
+    let named = stopped.server.endpoint.clone();
+    let script = move |message: Message<'_>, before| match before {
+        0 => vec![refused(request_of(message), ErrorCode::NotLeader, &named)],
+        _ => vec![jobs(request_of(message), 0, &[])],
+    };
+    let follower = ScriptedMaster::start(folder.path(), Box::new(script));
+    let mut connection = connect(own, &[&follower, &stopped]);
+    assert_eq!(connection.jobs(true).expect("answered"), []);
+    assert!(!stopped.heard().is_empty(), "who was named was asked first");
+}
+
+#[test]
+fn when_the_connection_to_the_leader_breaks_another_is_asked_at_once() {
+    let (folder, own) = certificates();
+    let script = || -> Script { Box::new(|message, _| vec![jobs(request_of(message), 0, &[])]) };
+    let [leader, next] = [script(), script()].map(|script| ScriptedMaster::start(folder.path(), script));
+    let mut connection = connect(own, &[&leader, &next]);
+    assert_eq!(connection.jobs(true).expect("answered"), []);
+    assert_eq!(leader.heard().len(), 1);
+    drop(leader);
+    let begun = connection.clock().now();
+    assert_eq!(connection.jobs(true).expect("answered"), []);
+    let waited = connection.clock().now().since(begun);
+    assert!(waited < Duration::from_millis(900), "{waited:?}, as for one that is silent");
+}
+
+#[test]
 fn a_busy_master_is_asked_again_and_told_of_at_the_deadline() {
     let (folder, own) = certificates();
     let script = |message: Message<'_>, before| match before {
