@@ -2,12 +2,15 @@
 //!
 //! A small file costs three rounds, to ask whether the masters know it, to bring it, to have it recorded, and hardly any bytes;
 //! so those of many files overlap. Large ones go one at a time: they fill the line by themselves.
+//!
+//! That the masters know a file is no proof that storage still has it: storage is asked too, and what it misses is brought
+//! again.
 
 use content::{Put, PutAction, PutContent, PutSettings, Source, upload_number};
 use node::Frames;
 use wire::record::StoredFile;
 use wire::tree::CLASS_TREE;
-use wire::{ErrorCode, FixedPart, Message, RecordFile, U64, Writer};
+use wire::{Duration, ErrorCode, FileId, FixedPart, HaveRequest, Message, RecordFile, U32, U64, Writer};
 
 use crate::file::{Staged, put_failed};
 use crate::{ClientError, Connection};
@@ -20,6 +23,19 @@ const FILES_PER_BATCH_MAX: usize = 256;
 /// what a peer may ask at once is as many.
 const PUTS_MAX: usize = 64;
 const OPEN_BYTES_MAX: u64 = 16 << 20;
+
+/// How long storage may take to say what it has before it is asked again.
+const HAVE_TIMEOUT: Duration = Duration::from_secs(2);
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whose word counts for a file that is to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The masters know it and storage has it, as far as it has noticed.
+    Known,
+    /// Nobody's before storage has read it again.
+    Nothing,
+}
 
 /// One file on its way.
 struct Sending {
@@ -44,23 +60,76 @@ impl Connection {
         files.iter().zip(records).map(is_recorded).collect()
     }
 
-    /// Stores those of `files` that the masters do not know, and says which; `content` gives the bytes of each.
+    /// Stores those of `files` that are not there, and says which the masters did not know; `content` gives the bytes of each.
     pub(crate) fn store_each(
         &mut self,
         files: &[Staged],
+        trust: Trust,
         mut content: impl FnMut(usize) -> Result<Source, ClientError>,
     ) -> Result<Vec<bool>, ClientError> {
         let mut is_new = Vec::with_capacity(files.len());
         for batch in files.chunks(FILES_PER_BATCH_MAX) {
             let begin = is_new.len();
             is_new.extend(self.are_recorded(batch)?.iter().map(|is_known| !is_known));
-            let missing: Vec<usize> = (begin..is_new.len()).filter(|at| is_new[*at]).collect();
-            let stored = self.put_each(files, &missing, &mut content)?;
+            let (mut missing, known): (Vec<usize>, Vec<usize>) =
+                (begin..is_new.len()).partition(|at| is_new[*at] || trust == Trust::Nothing);
+            let ids: Vec<FileId> = known.iter().map(|at| files[*at].file).collect();
+            for (at, is_there) in known.into_iter().zip(self.have_each(&ids)?) {
+                if is_there {
+                    self.have_moved(files[at].length);
+                } else {
+                    missing.push(at);
+                }
+            }
+            let stored = self.put_each(files, &missing, trust, &mut content)?;
             self.record_each(&stored)?;
-            let known = (begin..is_new.len()).filter(|at| !is_new[*at]).map(|at| files[at].length).sum();
-            self.have_moved(known);
         }
         Ok(is_new)
+    }
+
+    /// Which of `files` storage has.
+    fn have_each(&mut self, files: &[FileId]) -> Result<Vec<bool>, ClientError> {
+        let Some(first) = files.first() else { return Ok(Vec::new()) };
+        let (storage, request) = (self.storage()?, self.next_request());
+        let body: Vec<u8> = files.iter().flat_map(|file| file.0).collect();
+        let num_files = U32::new(files.len() as u32);
+        let frame = HaveRequest { request: U64::new(request), num_files, ..HaveRequest::DEFAULT }
+            .frame(self.cluster.node, &body);
+        let deadline = self.clock.now() + self.timeout;
+        let mut again = self.clock.now();
+        loop {
+            self.check_signals()?;
+            let now = self.clock.now();
+            if now >= deadline {
+                return Err(self.silent_storage("put", *first));
+            }
+            if now >= again {
+                // As in `put_each`.
+                let _ = self.endpoint.send(storage, frame.clone());
+                again = now + HAVE_TIMEOUT;
+            }
+            self.endpoint.wait(Some(again.min(deadline)));
+            for frames in self.messages_from(storage) {
+                match Message::decode(&frames[0]) {
+                    Ok(Message::HaveResponse(response, bits))
+                        if response.request.get() == request && bits.len() * 8 >= files.len() =>
+                    {
+                        return Ok((0..files.len()).map(|at| bits[at / 8] >> (at % 8) & 1 == 1).collect());
+                    }
+                    Ok(Message::Error(error, detail)) if error.request.get() == request => {
+                        match ErrorCode::from_number(error.code.get()) {
+                            Some(ErrorCode::Busy | ErrorCode::NotReady) => again = self.clock.now() + BUSY_PAUSE,
+                            Some(code) => {
+                                return Err(ClientError::Refused { code, detail: wire::bytes_text(detail) });
+                            }
+                            None => return Err(ClientError::Protocol("unknown error code".into())),
+                        }
+                    }
+                    // It is of another conversation.
+                    Ok(_) | Err(_) => {}
+                }
+            }
+        }
     }
 
     /// Moves the bytes to storage and returns the receipts.
@@ -68,6 +137,7 @@ impl Connection {
         &mut self,
         files: &[Staged],
         wanted: &[usize],
+        trust: Trust,
         content: &mut impl FnMut(usize) -> Result<Source, ClientError>,
     ) -> Result<Vec<StoredFile>, ClientError> {
         let mut stored = Vec::with_capacity(wanted.len());
@@ -86,7 +156,12 @@ impl Connection {
                 wanted.next();
                 let (staged, content) = (&files[at], content(at)?);
                 let class = class_of(staged);
-                let what = PutContent { hash: staged.hash, length: staged.length, class: class.into() };
+                let what = PutContent {
+                    hash: staged.hash,
+                    length: staged.length,
+                    class: class.into(),
+                    is_checked: trust == Trust::Nothing,
+                };
                 // What an earlier process of ours has brought there is not sent again.
                 let put = Put::new(self.cluster.node, upload_number(staged.hash), what, PutSettings::default());
                 open.push(Sending { at, content, put });

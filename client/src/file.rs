@@ -15,6 +15,7 @@ use wire::record::{Bundle, OutputEntry, decode_output_index};
 use wire::tree::CLASS_TREE;
 use wire::{ErrorCode, FileAddress, FileId, Hash, Message};
 
+use crate::batch::Trust;
 use crate::{ClientError, Connection};
 
 /// An index of outputs that is larger is damaged: it is some hundred bytes per output.
@@ -88,20 +89,15 @@ impl Connection {
         }
     }
 
-    /// Stores the local file at `path`, which `describe` has read, unless the masters know it; false = they do.
-    pub fn upload(&mut self, path: &Path, staged: &Staged) -> Result<bool, ClientError> {
-        let content = Source::of_file(path).map_err(put_failed)?;
-        self.store(content, staged)
-    }
-
-    /// Stores a local file.
+    /// Stores a local file. A copy that storage has is read again there, and replaced if it is wrong.
     pub fn put_file(&mut self, path: &Path) -> Result<Staged, ClientError> {
         let staged = self.describe(&InputSource::Local(path.to_owned()))?;
-        self.upload(path, &staged)?;
+        let content = Source::of_file(path).map_err(put_failed)?;
+        self.store(content, &staged)?;
         Ok(staged)
     }
 
-    /// Stores all that `reader` gives.
+    /// As `put_file`, of all that `reader` gives.
     pub fn put_reader(&mut self, reader: impl Read) -> Result<Staged, ClientError> {
         let mut content = Source::of_reader(reader).map_err(put_failed)?;
         let hash = content.hash().map_err(put_failed)?;
@@ -110,19 +106,19 @@ impl Connection {
         Ok(staged)
     }
 
-    /// As `upload`, of several local files at once.
+    /// Stores those of several local files, which `describe` has read, that are not there; says which the masters did not know.
     pub fn upload_each(&mut self, files: &[(&Path, Staged)]) -> Result<Vec<bool>, ClientError> {
         let staged: Vec<Staged> = files.iter().map(|(_, staged)| *staged).collect();
         self.expect_bytes(staged.iter().map(|staged| staged.length).sum());
-        let stored = self.store_each(&staged, |at| Source::of_file(files[at].0).map_err(put_failed));
+        let stored = self.store_each(&staged, Trust::Known, |at| Source::of_file(files[at].0).map_err(put_failed));
         self.expect_nothing();
         stored
     }
 
-    fn store(&mut self, content: Source, staged: &Staged) -> Result<bool, ClientError> {
+    fn store(&mut self, content: Source, staged: &Staged) -> Result<(), ClientError> {
         let mut content = Some(content);
-        let stored = self.store_each(&[*staged], |_| Ok(content.take().expect("one is asked for once")))?;
-        Ok(stored[0])
+        let content = |_| Ok(content.take().expect("one is asked for once"));
+        self.store_each(&[*staged], Trust::Nothing, content).map(|_| ())
     }
 
     /// Writes a stored file, or a piece of one, to `into`; returns its length. A whole file is held against its hash, so

@@ -15,6 +15,7 @@ mod selector;
 mod tree;
 mod watch;
 
+pub use batch::Trust;
 pub use cluster::Cluster;
 pub use connection::{Connection, OnProgress, OnWaiting, Position};
 pub use error::ClientError;

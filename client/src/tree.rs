@@ -19,6 +19,7 @@ use wire::tree::{
 };
 use wire::{FileAddress, FileId, Hash, bytes_text};
 
+use crate::batch::Trust;
 use crate::file::{Begun, Staged, put_failed, whole};
 use crate::{ClientError, Connection, ReadError};
 
@@ -240,21 +241,18 @@ impl Packing {
 }
 
 impl Connection {
-    /// Stores a directory that was read, unless the masters know the tree; false = they do.
-    pub fn put_tree(&mut self, tree: &LocalTree) -> Result<bool, ClientError> {
+    /// Stores what is not there of a directory that was read; false = the masters knew the tree.
+    pub fn put_tree(&mut self, tree: &LocalTree, trust: Trust) -> Result<bool, ClientError> {
         let staged = tree.staged();
-        if self.are_recorded(&[staged])?[0] {
-            return Ok(false);
-        }
         self.expect_bytes(tree.stored_length());
         let parts: Vec<Staged> = tree.contents.iter().map(|content| whole(content.hash, content.length)).collect();
-        let stored = self.store_each(&parts, |at| Ok(tree.source(&tree.contents[at])));
+        let stored = self.store_each(&parts, trust, |at| Ok(tree.source(&tree.contents[at])));
         let stored = stored.and_then(|_| {
             // Last: who finds it finds what it lists.
-            self.store_each(&[staged], |_| Ok(Source::of_bytes(tree.tree.bytes().clone())))
+            self.store_each(&[staged], trust, |_| Ok(Source::of_bytes(tree.tree.bytes().clone())))
         });
         self.expect_nothing();
-        stored.map(|_| true).map_err(|error| match error {
+        stored.map(|is_new| is_new[0]).map_err(|error| match error {
             ClientError::Refused { code: wire::ErrorCode::HashMismatch, .. } => changed(&tree.root),
             other => other,
         })

@@ -187,7 +187,7 @@ impl Holder {
         timeout: Duration,
     ) -> Result<StoredFile, PutError> {
         let start = self.clock.now();
-        let content = PutContent { hash, length: source.length(), class: class.into() };
+        let content = PutContent { hash, length: source.length(), class: class.into(), is_checked: false };
         let mut put = Put::new(self.endpoint.node(), upload_number(hash), content, self.put_settings);
         loop {
             let deadline = put.progressed_at().unwrap_or(start) + timeout;

@@ -49,6 +49,8 @@ pub struct PutContent {
     pub length: u64,
     /// 0 input, 1 result, 2 temp.
     pub class: u16,
+    /// A copy that is there is not believed: it is read again before it counts.
+    pub is_checked: bool,
 }
 
 /// One thing for the driver to do.
@@ -320,6 +322,7 @@ impl Put {
             file_length: U64::new(self.content.length),
             hash: self.content.hash,
             class: U16::new(self.content.class),
+            flags: U16::new(if self.content.is_checked { wire::PUT_CHECKED } else { 0 }),
             ..PutBegin::DEFAULT
         };
         fixed.frame(self.sender, &[])

@@ -110,6 +110,19 @@ impl Ask {
         wire::error_frame(sender, refusal.code, Some(Kind::FileRequest), self.request, JobId::NIL, &refusal.detail)
     }
 
+    /// Whether what is asked for can be read soon: whoever vouches for it checks first what is not as it was stored, or has no
+    /// outline.
+    pub fn at_hand(&self, store: &Store) -> Result<(), StoreError> {
+        store.sealed(self.file)?;
+        match self.range {
+            AskRange::Whole | AskRange::Part { .. } | AskRange::Unknown { .. } => Ok(()),
+            AskRange::Outline { .. } => match store.kept_outline(self.file) {
+                Err(StoreError::OutlineUnknown(file)) => Err(StoreError::Unchecked(file)),
+                kept => kept.map(|_| ()),
+            },
+        }
+    }
+
     /// Reads what is asked for. The pages are brought into memory here, on the caller's thread: a page fault on the
     /// sockets' I/O thread would stall every peer.
     pub fn read(&self, store: &Store) -> Result<Served, Refusal> {

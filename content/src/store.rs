@@ -16,7 +16,9 @@
 //! together.
 //!
 //! Every file is a file of its own here, small ones too. The full hash lies beside the content in a user attribute and can
-//! always be computed again; so can the outline, which is why nobody waits until it is durable.
+//! always be computed again; so can the outline, which is why nobody waits until it is durable. A sealed file is of one day
+//! in 1980: whoever writes to it changes that, and then it is not believed until it has been read again. What rots beneath
+//! the filesystem changes nothing; it is found by who reads it, or by a `check`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
@@ -28,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use memmap2::Mmap;
 use wire::{ErrorCode, FileId, Hash, NodeId};
 
-use crate::{Outline, OutlineHasher, outline_file, outline_size};
+use crate::{Outline, OutlineHasher, hash_file, outline_file, outline_size};
 
 mod cached;
 #[cfg(test)]
@@ -67,6 +69,8 @@ pub enum StoreError {
     DiskFull,
     #[error("no file {0} here")]
     FileUnknown(FileId),
+    #[error("the copy of {0} here is not as it was stored and is read again first")]
+    Unchecked(FileId),
     #[error("the outline of {0} is not known yet")]
     OutlineUnknown(FileId),
     #[error("no upload {0:016x} here")]
@@ -85,7 +89,9 @@ impl StoreError {
     /// What a peer is told.
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Unusable { .. } | Self::Bad | Self::OutlineUnknown(_) | Self::Io(_) => ErrorCode::NotReady,
+            Self::Unusable { .. } | Self::Bad | Self::Unchecked(_) | Self::OutlineUnknown(_) | Self::Io(_) => {
+                ErrorCode::NotReady
+            }
             Self::DiskFull => ErrorCode::DiskFull,
             Self::FileUnknown(_) => ErrorCode::FileUnknown,
             Self::UploadUnknown(_) => ErrorCode::UploadUnknown,
@@ -157,6 +163,8 @@ pub struct Store {
     layout: Layout,
     disk: Arc<Disk>,
     files: Mutex<BTreeMap<FileId, u64>>,
+    /// Hashes that were computed, of files as they were sealed: the filesystem may not keep them.
+    hashes: Mutex<BTreeMap<FileId, Hash>>,
     uploads: Mutex<BTreeMap<u64, Arc<Mutex<Upload>>>>,
     /// Those that `cached` has told of.
     cached: Mutex<BTreeMap<FileId, Arc<Cached>>>,
@@ -192,6 +200,7 @@ impl Store {
             layout,
             cached: Mutex::default(),
             files,
+            hashes: Mutex::default(),
             uploads: Mutex::default(),
             maps: Mutex::default(),
             publishing: Mutex::default(),
@@ -213,28 +222,49 @@ impl Store {
     /// Length and full hash; the hash is computed again where the filesystem did not keep it.
     pub fn stat(&self, file: FileId) -> Result<Stat, StoreError> {
         let length = self.length(file)?;
-        let path = self.path(file)?;
-        match Disk::hash_of(&path).filter(|hash| file.names(*hash)) {
+        match self.kept_hash(file, length) {
             Some(hash) => Ok(Stat { length, hash }),
             None => self.check(file),
         }
     }
 
-    /// The outline of a stored file. One that is missing, or is not the file's, is made again and kept.
-    pub fn outline(&self, file: FileId) -> Result<Outline, StoreError> {
-        let Stat { length, hash } = self.stat(file)?;
-        let kept = if outline_size(length) == 0 { Ok(Vec::new()) } else { fs::read(self.layout.outline(file)) };
-        if let Some(outline) = kept.ok().and_then(|kept| Outline::decode(&kept, length, Expected::Hash(hash)).ok()) {
-            return Ok(outline);
-        }
-        let outline = self.read_whole(file)?.1;
-        let _publishing = held(&self.publishing);
-        self.keep_outline(file, &outline);
-        Ok(outline)
+    /// As `stat`, for whoever vouches for the file: one that does not look as it was sealed, or whose hash is known only when
+    /// all of it has been read, is to be checked first. Soon answered.
+    pub fn sealed(&self, file: FileId) -> Result<Stat, StoreError> {
+        let length = self.length(file)?;
+        let kept = if self.looks_sealed(file) { self.kept_hash(file, length) } else { None };
+        kept.map(|hash| Stat { length, hash }).ok_or(StoreError::Unchecked(file))
     }
 
-    /// Reads the whole file again, whatever is noted of it. One that is not what its name says is taken out of the store and
-    /// is unknown: somebody else could write to it.
+    /// Whether the file is here and looks as it was sealed.
+    pub fn looks_sealed(&self, file: FileId) -> bool {
+        let Ok(length) = self.length(file) else { return false };
+        let found = fs::symlink_metadata(self.layout.of(file).1);
+        let is_as_sealed = found.is_ok_and(|found| found.len() == length && disk::is_sealed(&found));
+        if !is_as_sealed {
+            held(&self.hashes).remove(&file);
+        }
+        is_as_sealed
+    }
+
+    /// The outline of a stored file. One that is missing, or is not the file's, is made again and kept.
+    pub fn outline(&self, file: FileId) -> Result<Outline, StoreError> {
+        match self.kept_outline(file) {
+            Err(StoreError::OutlineUnknown(_)) => self.read_whole(file).map(|(_, outline)| outline),
+            kept => kept,
+        }
+    }
+
+    /// The outline that lies beside a stored file, if it is the file's.
+    pub fn kept_outline(&self, file: FileId) -> Result<Outline, StoreError> {
+        let Stat { length, hash } = self.stat(file)?;
+        let kept = if outline_size(length) == 0 { Ok(Vec::new()) } else { fs::read(self.layout.outline(file)) };
+        let outline = kept.ok().and_then(|kept| Outline::decode(&kept, length, Expected::Hash(hash)).ok());
+        outline.ok_or(StoreError::OutlineUnknown(file))
+    }
+
+    /// Reads the whole file again, whatever is noted of it: afterwards it is as it was sealed, with its outline. One that is
+    /// not what its name says is taken out of the store and is unknown: somebody else could write to it.
     pub fn check(&self, file: FileId) -> Result<Stat, StoreError> {
         self.read_whole(file).map(|(stat, _)| stat)
     }
@@ -345,7 +375,10 @@ impl Store {
         if found.is_some() {
             return Ok(found);
         }
-        let shared = held(&self.uploads).get(&upload).cloned().ok_or(StoreError::UploadUnknown(upload))?;
+        let shared = held(&self.uploads).get(&upload).cloned().ok_or_else(|| match expected {
+            Expected::Hash(hash) if self.have(FileId::of(hash)) => StoreError::Unchecked(FileId::of(hash)),
+            Expected::Hash(_) | Expected::Id(_) | Expected::Anything => StoreError::UploadUnknown(upload),
+        })?;
         let mut state = held(&shared);
         if state.is_ending {
             return Err(StoreError::UploadUnknown(upload));
@@ -501,6 +534,7 @@ impl Store {
         let _publishing = held(&self.publishing);
         held(&self.cached).remove(&file);
         held(&self.files).remove(&file);
+        held(&self.hashes).remove(&file);
         held(&self.maps).retain(|(id, _)| *id != file);
         held(&self.surroundings.open).retain(|(id, _)| *id != file);
         let mut freed = 0;
@@ -523,10 +557,11 @@ impl Store {
         if self.disk.is_bad() { Err(StoreError::Bad) } else { Ok(()) }
     }
 
-    /// The stored file with this hash, if there is one; other content under the same name is an error.
+    /// The stored file with this hash, if there is one that looks as it was sealed; other content under the same name is an
+    /// error.
     fn find(&self, hash: Hash) -> Result<Option<Committed>, StoreError> {
         let file = FileId::of(hash);
-        match self.stat(file) {
+        match self.sealed(file) {
             Ok(stat) if stat.hash == hash => {
                 Ok(Some(Committed { file, hash, length: stat.length, already_there: true }))
             }
@@ -534,9 +569,33 @@ impl Store {
                 tracing::error!(%file, here = %stat.hash, asked = %hash, "two contents with one name: somebody made a pair");
                 Err(StoreError::ExistsDifferent { file, here: stat.hash, asked: hash })
             }
-            Err(StoreError::FileUnknown(_)) => Ok(None),
+            // What was verified just now takes the place of what may be wrong.
+            Err(StoreError::FileUnknown(_) | StoreError::Unchecked(_)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The full hash of a stored file, if it is known without reading more than a block of it.
+    fn kept_hash(&self, file: FileId, length: u64) -> Option<Hash> {
+        let path = self.layout.of(file).1;
+        if let Some(hash) = Disk::hash_of(&path).filter(|hash| file.names(*hash)) {
+            return Some(hash);
+        }
+        if !self.looks_sealed(file) {
+            return None;
+        }
+        if let Some(hash) = held(&self.hashes).get(&file) {
+            return Some(*hash);
+        }
+        let hash = if outline_size(length) > 0 {
+            let kept = fs::read(self.layout.outline(file)).ok()?;
+            Outline::decode(&kept, length, Expected::Id(file)).ok()?.root()?
+        } else {
+            let (hash, _) = File::open(&path).and_then(hash_file).ok()?;
+            Some(hash).filter(|hash| file.names(*hash))?
+        };
+        held(&self.hashes).insert(file, hash);
+        Some(hash)
     }
 
     fn verify(&self, state: &Upload, expected: Expected, length: u64) -> Result<(Hash, Outline), StoreError> {
@@ -576,8 +635,10 @@ impl Store {
         if self.sync_directories(&changed).is_err() {
             answers.iter_mut().for_each(|answer| *answer = Err(StoreError::Bad));
         }
-        for committed in answers.iter().flatten() {
+        for committed in answers.iter().flatten().filter(|committed| !committed.already_there) {
             held(&self.files).insert(committed.file, committed.length);
+            // It may have taken the place of another.
+            held(&self.maps).retain(|(id, _)| *id != committed.file);
         }
         answers
     }
@@ -652,26 +713,68 @@ impl Store {
 
     fn read_whole(&self, file: FileId) -> Result<(Stat, Outline), StoreError> {
         let path = self.path(file)?;
-        let wrong = match File::open(&path).and_then(outline_file) {
-            Ok(outline) => match outline.root().filter(|hash| file.names(*hash)) {
-                Some(hash) => return Ok((Stat { length: outline.length(), hash }, outline)),
-                None => "the stored bytes are not what their name says",
+        let look =
+            |open: &File| open.metadata().map(|found| (found.ino(), found.mtime(), found.mtime_nsec(), found.len()));
+        let read = File::open(&path).and_then(|open| {
+            let before = look(&open)?;
+            let outline = outline_file(&open)?;
+            Ok((before == look(&open)?, before.0, open, outline))
+        });
+        let (inode, wrong) = match read {
+            // Somebody writes to it just now.
+            Ok((false, ..)) => return Err(StoreError::Unchecked(file)),
+            Ok((true, inode, open, outline)) => match outline.root().filter(|hash| file.names(*hash)) {
+                Some(hash) => {
+                    let stat = Stat { length: outline.length(), hash };
+                    self.found_right(file, stat, &open, &outline)?;
+                    return Ok((stat, outline));
+                }
+                None => (Some(inode), "the stored bytes are not what their name says"),
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "the stored file is gone",
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (None, "the stored file is gone"),
             Err(error) => return Err(error.into()),
         };
+        let _publishing = held(&self.publishing);
+        if fs::symlink_metadata(&path).ok().map(|found| found.ino()) != inode {
+            // Another has taken its place meanwhile.
+            return Err(StoreError::Unchecked(file));
+        }
         self.discard(file, &path, wrong);
         Err(StoreError::FileUnknown(file))
+    }
+
+    /// Notes what was read, and has the file look as it was sealed.
+    fn found_right(&self, file: FileId, stat: Stat, open: &File, outline: &Outline) -> Result<(), StoreError> {
+        if !disk::is_sealed(&open.metadata()?) {
+            self.disk.set_hash(open, stat.hash)?;
+            self.disk.seal(open)?;
+        }
+        let _publishing = held(&self.publishing);
+        if !held(&self.files).contains_key(&file) {
+            return Err(StoreError::FileUnknown(file));
+        }
+        held(&self.files).insert(file, stat.length);
+        held(&self.hashes).insert(file, stat.hash);
+        held(&self.maps).retain(|(id, _)| *id != file);
+        let kept = fs::read(self.layout.outline(file)).unwrap_or_default();
+        if kept != outline.encode() {
+            self.keep_outline(file, outline);
+        }
+        Ok(())
     }
 
     /// Takes a file out of the store that is not what its name says.
     fn discard(&self, file: FileId, path: &Path, why: &str) {
         tracing::error!(%file, "{why}: moved to the trash");
         held(&self.files).remove(&file);
+        held(&self.hashes).remove(&file);
         held(&self.maps).retain(|(id, _)| *id != file);
         let to = self.layout.trash().join(format!("{file}.dat"));
-        if let Err(error) = self.disk.rename(path, &to) {
-            tracing::error!(%error, %file, "it could not be moved");
+        match self.disk.rename(path, &to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::error!(%error, %file, "it could not be moved");
+            }
+            Ok(()) | Err(_) => {}
         }
         let _ = self.disk.remove(&self.layout.outline(file));
     }

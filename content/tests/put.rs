@@ -14,7 +14,7 @@ const THEM: NodeId = NodeId([2; 16]);
 const UPLOAD: u64 = 77;
 
 fn content(length: u64) -> PutContent {
-    PutContent { hash: hash_bytes(b"whatever it is"), length, class: 1 }
+    PutContent { hash: hash_bytes(b"whatever it is"), length, class: 1, is_checked: false }
 }
 
 fn a_put(length: u64) -> Put {

@@ -15,7 +15,7 @@ pub struct Upload {
 impl Upload {
     /// `class`: 0 input, 1 result. `number` is one that this node has never used.
     pub fn new(sender: NodeId, number: u64, class: u16, bytes: Vec<u8>) -> Self {
-        let content = PutContent { hash: hash_bytes(&bytes), length: bytes.len() as u64, class };
+        let content = PutContent { hash: hash_bytes(&bytes), length: bytes.len() as u64, class, is_checked: false };
         Self { put: Put::new(sender, number, content, PutSettings::default()), content, bytes }
     }
 
@@ -44,7 +44,7 @@ impl Upload {
     /// The file with its receipts, once it is durable.
     pub fn stored(&self) -> Option<StoredFile> {
         let receipts = self.put.receipts()?.to_vec();
-        let PutContent { hash, length, class } = self.content;
+        let PutContent { hash, length, class, is_checked: _ } = self.content;
         Some(StoredFile { file: FileId::of(hash), hash, length, class: class as u8, receipts })
     }
 }

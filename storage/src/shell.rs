@@ -178,7 +178,8 @@ impl Shell {
                     | Order::Commit { .. }
                     | Order::Abort { .. }
                     | Order::Read { .. }
-                    | Order::Have { .. } => None,
+                    | Order::Have { .. }
+                    | Order::Check { .. } => None,
                 };
                 self.disk.order(ticket, order, payload);
             }

@@ -109,3 +109,22 @@ fn what_is_no_question_for_storage_is_told_so_and_errors_are_not_answered() {
     let error = wire::error_frame(CLIENT, ErrorCode::Malformed, None, 0, wire::JobId::NIL, "you are wrong");
     assert_eq!(words(node.receives(C, &error, None)), [""; 0]);
 }
+
+#[test]
+fn a_file_that_is_not_as_it_was_stored_is_read_again_once_and_its_readers_come_back() {
+    let mut node = a_storage_node(limits(), vec![]);
+    let unchecked = |file| Outcome::Unchecked { file };
+    node.receives(C, &ranged(1, 0, 10), None);
+    node.receives(C, &ranged(2, 10, 10), None);
+    let refused = words(node.performed(1, unchecked(file())));
+    assert_eq!(refused, ["#3 check", "to 1: error not_ready request 1 regarding 3"]);
+    assert_eq!(words(node.performed(2, unchecked(file()))), ["to 1: error not_ready request 2 regarding 3"]);
+    // No more than one may wait here; whoever wants another asks again.
+    node.receives(C, &ranged(3, 0, 10), None);
+    let other = FileId::of(hash_bytes(b"another"));
+    assert_eq!(words(node.performed(4, unchecked(other))), ["to 1: error not_ready request 3 regarding 3"]);
+    assert_eq!(words(node.performed(3, Outcome::Checked)), [""; 0]);
+    node.receives(C, &ranged(4, 0, 10), None);
+    let refused = words(node.performed(5, unchecked(other)));
+    assert_eq!(refused, ["#6 check", "to 1: error not_ready request 4 regarding 3"]);
+}

@@ -224,3 +224,85 @@ fn a_wrong_settings_file_is_told_with_its_line() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("wrong.toml") && text.contains("bidn"), "{text}");
 }
+
+/// Somebody writes to a stored file, past its storage node.
+fn flip(site: &Site, file: FileId, at: u64) -> std::path::PathBuf {
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+    let name = file.to_string();
+    let path = site.path("data/files").join(&name[0..2]).join(&name[2..4]).join(format!("{name}.dat"));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let open = std::fs::File::options().read(true).write(true).open(&path).expect("it is there");
+    let mut byte = [0];
+    open.read_exact_at(&mut byte, at).expect("it is as long");
+    open.write_all_at(&[byte[0] ^ 1], at).expect("written");
+    path
+}
+
+#[test]
+fn a_copy_that_somebody_wrote_to_is_read_again_and_one_that_is_wrong_is_put_right_by_the_next_put() {
+    let site = Site::new();
+    let running = site.start(ANY_PORT);
+    let mut holder = site.connect(&running);
+    let content = bytes(3 * MIB + 5);
+    let stored = holder.put(&mut Source::of_bytes(content.clone()), 0, TIMEOUT).expect("it is stored");
+    let address = whole(stored.file);
+    flip(&site, stored.file, 7);
+    flip(&site, stored.file, 7);
+    assert_eq!(holder.have(&[stored.file], TIMEOUT), Ok(vec![false]), "it may be wrong");
+    let fetched = holder.fetch_bytes(address, Some(stored.hash), TIMEOUT).expect("it is right, as it turns out");
+    assert!(fetched == content);
+    assert_eq!(holder.have(&[stored.file], TIMEOUT), Ok(vec![true]));
+
+    flip(&site, stored.file, 7);
+    assert_eq!(holder.fetch_bytes(address, Some(stored.hash), TIMEOUT), Err(FetchError::FileUnknown(address)));
+    let again = holder.put(&mut Source::of_bytes(content.clone()), 0, TIMEOUT).expect("it is stored again");
+    assert_eq!(again, stored);
+    assert!(holder.fetch_bytes(address, Some(stored.hash), TIMEOUT).expect("it comes back") == content);
+
+    // A put meets it before anybody reads it.
+    flip(&site, stored.file, 2 * MIB as u64);
+    assert_eq!(holder.put(&mut Source::of_bytes(content.clone()), 0, TIMEOUT), Ok(again));
+    assert!(holder.fetch_bytes(address, Some(stored.hash), TIMEOUT).expect("it comes back") == content);
+}
+
+#[test]
+fn an_outline_that_is_gone_is_made_again_before_it_is_sent() {
+    let site = Site::new();
+    let running = site.start(ANY_PORT);
+    let mut holder = site.connect(&running);
+    let stored = holder.put(&mut Source::of_bytes(bytes(3 * MIB)), 0, TIMEOUT).expect("it is stored");
+    let name = stored.file.to_string();
+    let outline = site.path("data/files").join(&name[0..2]).join(&name[2..4]).join(format!("{name}.out"));
+    let kept = std::fs::read(&outline).expect("it is there");
+    std::fs::remove_file(&outline).expect("it is ours");
+    let asked = FileRequest {
+        file_uuid: stored.file.into(),
+        length: wire::U64::new(96),
+        request: wire::U64::new(5),
+        part: wire::U32::new(wire::PART_OUTLINE),
+        ..FileRequest::DEFAULT
+    };
+    let me = NodeId::random();
+    let mut endpoint =
+        Endpoint::open(EndpointConfig::new(me, BootNonce::new(1, 1), site.client.clone())).expect("an endpoint");
+    let peer = endpoint.connect(&running.bulk, None, Role::Storage, PeerClass::Bulk).expect("a connection");
+    let (mut refusals, mut got) = (0, None);
+    while got.is_none() {
+        endpoint.send(peer, asked.frame(me, &[])).expect("it is taken");
+        let mut is_answered = false;
+        while !is_answered {
+            endpoint.wait(None);
+            endpoint.drain(1, &mut |_, _, frames| {
+                is_answered = true;
+                match Message::decode(&frames[0]) {
+                    Ok(Message::FileResponse(..)) => got = Some(frames[1].to_vec()),
+                    Ok(Message::Error(error, _)) if error.code.get() == ErrorCode::NotReady as u16 => refusals += 1,
+                    other => panic!("{other:?}"),
+                }
+            });
+        }
+    }
+    let got = got.expect("it came");
+    assert!(got == kept && refusals > 0, "{refusals}");
+    assert!(std::fs::read(&outline).expect("it is kept") == kept);
+}

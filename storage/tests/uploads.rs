@@ -205,3 +205,35 @@ fn a_sender_that_counts_its_uploads_anew_begins_a_new_one() {
     let granted = words(node.performed(4, Outcome::Begun));
     assert_eq!(granted, ["to 2: grant 5 request 1005 contiguous 0 credit 4 flags 0"]);
 }
+
+#[test]
+fn a_copy_that_is_not_as_it_was_stored_is_read_again_before_it_counts() {
+    let mut node = a_storage_node(limits(), vec![]);
+    node.receives(C, &begin(5, 7), None);
+    let unchecked = Outcome::Unchecked { file: content(7).0 };
+    assert_eq!(words(node.performed(1, unchecked.clone())), ["#2 check"]);
+    // The sender hears that we live.
+    assert_eq!(words(node.receives(PeerId(2), &begin(5, 7), None)), ["to 2: error busy request 1005 regarding 30"]);
+    assert_eq!(words(node.receives(C, &block(5, 0), Some(7))), ["to 1: error busy request 5 regarding 32"]);
+    assert_eq!(words(node.receives(C, &commit(5, 7), None)), ["to 1: error busy request 2005 regarding 34"]);
+    assert_eq!(words(node.performed(2, Outcome::Checked)), ["#3 begin 1 length Some(7)"]);
+    let granted = words(node.performed(3, Outcome::Exists { length: 7 }));
+    assert_eq!(granted, ["to 1: grant 5 request 1005 contiguous 7 credit 0 flags 1"]);
+    // Somebody wrote to it after that.
+    assert_eq!(words(node.receives(C, &commit(5, 7), None)), ["#4 commit 2 length 7"]);
+    let refused = words(node.performed(4, unchecked));
+    assert_eq!(refused, ["#5 check", "to 1: error not_ready request 2005 regarding 34"]);
+    assert_eq!(words(node.performed(5, Outcome::Checked)), [""; 0], "it is committed again by itself");
+}
+
+#[test]
+fn a_sender_may_want_the_copy_that_is_here_read_again() {
+    let mut node = a_storage_node(limits(), vec![]);
+    let begin = put_begin(5, 7, wire::PUT_CHECKED);
+    assert_eq!(words(node.receives(C, &begin, None)), ["#1 begin 1 length Some(7) checked"]);
+    assert_eq!(words(node.performed(1, Outcome::Unchecked { file: content(7).0 })), ["#2 check"]);
+    // Once is enough.
+    assert_eq!(words(node.performed(2, Outcome::Checked)), ["#3 begin 1 length Some(7)"]);
+    let granted = words(node.performed(3, Outcome::Begun));
+    assert_eq!(granted, ["to 1: grant 5 request 1005 contiguous 0 credit 4 flags 0"]);
+}

@@ -10,7 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use client::quantity::size_text;
-use client::{ClientError, Connection, InputSource, JobDraft, LocalTree, Staged};
+use client::{ClientError, Connection, InputSource, JobDraft, LocalTree, Staged, Trust};
 use wire::job::Input;
 use wire::{ArraySpec, FileAddress, FileId, JobId, bytes_text, limit};
 
@@ -245,7 +245,7 @@ impl Builder<'_> {
         }
         for (path, tree) in trees {
             self.connection.on_progress = output.transfer_progress(self.connection.clock());
-            if self.connection.put_tree(tree)? {
+            if self.connection.put_tree(tree, Trust::Known)? {
                 let (size, file) = (shape::tree_text(tree.tree()), tree.staged().file);
                 output.note(&format!("stored {} ({size}) as {file}", path.display()));
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use client::quantity::size_text;
-use client::{ClientError, Connection, LocalTree, ReadError};
+use client::{ClientError, Connection, LocalTree, ReadError, Trust};
 use wire::record::FileRecord;
 use wire::tree::CLASS_TREE;
 use wire::{FileAddress, FileId};
@@ -76,7 +76,7 @@ fn put(connection: &mut Connection, output: &Output, path: &Path) -> Outcome {
 fn put_tree(connection: &mut Connection, output: &Output, path: &Path) -> Outcome {
     let tree = LocalTree::read(path)?;
     let staged = tree.staged();
-    if connection.put_tree(&tree)? {
+    if connection.put_tree(&tree, Trust::Nothing)? {
         output.note(&format!("stored {} ({})", path.display(), shape::tree_text(tree.tree())));
     }
     let mut value = shape::put_file(staged.file, staged.length, staged.hash);

@@ -2,9 +2,14 @@
 
 use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::dev::Dev;
+
+const LONG: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_file_comes_back_as_it_went() {
@@ -81,5 +86,65 @@ fn what_a_pipe_gives_is_stored() {
     let empty = dev.json(&["file", "put", "empty"]);
     let file = empty["file"]["id"].as_str().expect("an id");
     assert_eq!((dev.zg(&["file", "cat", file]).code, &empty["file"]["length"]), (Some(0), &serde_json::json!(0)));
+    dev.stop();
+}
+
+/// Where storage keeps a file.
+fn copy_of(dev: &Dev, file: &str) -> PathBuf {
+    let below = dev.cluster.join("storage1/files").join(&file[0..2]).join(&file[2..4]);
+    below.join(format!("{file}.dat"))
+}
+
+/// Changes a bit of storage's copy of a file. Beneath the filesystem nobody notes when.
+fn rot(dev: &Dev, file: &str, is_beneath: bool) {
+    let path = copy_of(dev, file);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let open = std::fs::File::options().read(true).write(true).open(&path).expect("it is there");
+    let mut byte = [0];
+    open.read_exact_at(&mut byte, 70_000).expect("it is as long");
+    open.write_all_at(&[byte[0] ^ 1], 70_000).expect("written");
+    if is_beneath {
+        open.set_modified(UNIX_EPOCH + content::SEALED_AT).expect("it is ours");
+    }
+}
+
+#[test]
+fn a_copy_that_rots_is_put_right_when_the_file_is_put_again() {
+    let dev = Dev::start(1);
+    let content: Vec<u8> = (0..2_000_003u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    std::fs::write(dev.folder().join("good"), &content).expect("written");
+    let put = dev.json(&["file", "put", "good"]);
+    let file = put["file"]["id"].as_str().expect("an id").to_owned();
+    let is_right = || dev.zg(&["file", "cat", &file]).stdout == content;
+    for is_beneath in [true, false] {
+        assert!(is_right());
+        rot(&dev, &file, is_beneath);
+        assert_ne!(dev.zg(&["file", "cat", &file]).code, Some(0), "what is wrong was told as right");
+        let missing = dev.submit(&["--input", &format!("{file}:good"), "--", "sh", "-c", "cat $ZG_INPUT_DIR/good >&2"]);
+        assert_eq!(dev.wait(&missing, LONG)["state"], "failed");
+        assert_eq!(dev.chunks(&missing)[0]["cause"], "input_missing");
+        assert_eq!(dev.json(&["file", "put", "good"]), put);
+    }
+    assert!(is_right());
+
+    // Whoever submits it does not have to know.
+    rot(&dev, &file, false);
+    let job = dev.submit(&["--input", "good", "--", "sh", "-c", "cksum <$ZG_INPUT_DIR/good"]);
+    assert_eq!(dev.wait(&job, LONG)["state"], "finished");
+    assert!(is_right());
+
+    // A directory's small files lie in one pack.
+    std::fs::create_dir(dev.folder().join("tree")).expect("made");
+    std::fs::write(dev.folder().join("tree/a"), &content[..60_000]).expect("written");
+    std::fs::write(dev.folder().join("tree/b"), &content[60_000..120_000]).expect("written");
+    let tree = dev.json(&["file", "put", "tree"]);
+    let pack = dev.json(&["file", "ls"])["files"].as_array().and_then(|files| {
+        let is_pack = |file: &&serde_json::Value| file["length"] == 120_000;
+        files.iter().find(is_pack).map(|pack| pack["id"].as_str().expect("an id").to_owned())
+    });
+    rot(&dev, &pack.expect("it is listed"), true);
+    assert_eq!(dev.json(&["file", "put", "tree"]), tree);
+    dev.zg(&["file", "get", tree["file"]["id"].as_str().expect("an id"), "back"]).expect_success();
+    assert!(std::fs::read(dev.folder().join("back/a")).expect("it is there") == content[..60_000]);
     dev.stop();
 }

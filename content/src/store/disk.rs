@@ -1,15 +1,18 @@
 //! The system calls by which a store changes its directory, each a step that a test can put a crash before.
 
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileTimes, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::UNIX_EPOCH;
 
 use wire::Hash;
+
+use super::SEALED_AT;
 
 /// The full hash of a sealed file; recomputed where the filesystem has no user attributes.
 const HASH_ATTRIBUTE: &std::ffi::CStr = c"user.zg.blake3";
@@ -126,9 +129,11 @@ impl Disk {
         (length == 32).then_some(hash)
     }
 
+    /// Takes the right to write away and gives the file the age of all sealed ones.
     pub(super) fn seal(&self, file: &File) -> io::Result<()> {
         self.step(Step::Seal)?;
-        file.set_permissions(fs::Permissions::from_mode(0o444))
+        file.set_permissions(fs::Permissions::from_mode(0o444))?;
+        file.set_times(FileTimes::new().set_modified(UNIX_EPOCH + SEALED_AT))
     }
 
     pub(super) fn sync_data(&self, file: &File) -> io::Result<()> {
@@ -181,6 +186,11 @@ impl Disk {
         tracing::error!(%error, "{what} failed: the store takes and gives nothing any more");
         self.bad.store(true, Ordering::Relaxed);
     }
+}
+
+/// Whether a file is of the age of sealed ones, which it is not when somebody has written to it since.
+pub(super) fn is_sealed(metadata: &Metadata) -> bool {
+    metadata.is_file() && metadata.mtime() == SEALED_AT.as_secs() as i64 && metadata.mtime_nsec() == 0
 }
 
 /// What users other than root may still fill of the filesystem that `file` lies on.

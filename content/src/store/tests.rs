@@ -235,3 +235,89 @@ fn a_check_believes_the_bytes_alone() {
     assert!(matches!(store.check(file), Err(StoreError::FileUnknown(_))));
     assert!(!put(&store, b"abc").expect("it is stored again").already_there);
 }
+
+/// Somebody with the right to do so writes one byte.
+fn flip(path: &std::path::Path, at: u64) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("it is there");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("it is as long");
+    file.write_all_at(&[byte[0] ^ 1], at).expect("written");
+}
+
+fn forget_hash(path: &std::path::Path) {
+    let path = std::ffi::CString::new(path.to_str().expect("plain")).expect("no zero");
+    // SAFETY: both are C strings.
+    unsafe { libc::removexattr(path.as_ptr(), c"user.zg.blake3".as_ptr()) };
+}
+
+#[test]
+fn a_file_that_somebody_wrote_to_is_vouched_for_only_after_it_was_read_again() {
+    let (dir, store) = a_store();
+    let content = bytes(2 * MIB);
+    let (hash, file) = (hash_bytes(&content), put(&store, &content).expect("it is stored").file);
+    let (path, stat) = (store.path(file).expect("it is here"), Stat { length: content.len() as u64, hash });
+    let is_unchecked = || {
+        !store.looks_sealed(file)
+            && matches!(store.sealed(file), Err(StoreError::Unchecked(unchecked)) if unchecked == file)
+    };
+    assert_eq!(store.sealed(file).expect("it is as it was"), stat);
+    flip(&path, 5);
+    assert!(is_unchecked());
+    let again = store.commit(99, Expected::Hash(hash), stat.length);
+    assert!(matches!(again, Err(StoreError::Unchecked(_))), "{again:?}");
+    flip(&path, 5);
+    assert!(is_unchecked(), "it may have other bytes");
+    assert_eq!(store.check(file).expect("it is right again"), stat);
+    assert_eq!(store.sealed(file).expect("it was looked at"), stat);
+    assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o444);
+    flip(&path, 5);
+    assert!(matches!(store.check(file), Err(StoreError::FileUnknown(_))));
+    assert!(matches!(store.sealed(file), Err(StoreError::FileUnknown(_))));
+    assert_eq!(fs::read_dir(dir.path().join("trash")).expect("it is there").count(), 1);
+    // One that was cut is not sent from a mapping: the end of it would kill who reads it.
+    put(&store, &content).expect("it is stored again");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    fs::OpenOptions::new().write(true).open(&path).and_then(|to| to.set_len(9)).expect("cut");
+    assert!(is_unchecked());
+}
+
+#[test]
+fn what_was_verified_just_now_takes_the_place_of_what_may_be_wrong() {
+    let (dir, store) = a_store();
+    let content = bytes(MIB + 1);
+    let file = put(&store, &content).expect("it is stored").file;
+    assert_eq!(&store.map(file).expect("it maps")[..], &content[..]);
+    flip(&store.path(file).expect("it is here"), 7);
+    assert!(!put(&store, &content).expect("it is stored again").already_there);
+    assert_eq!(&store.map(file).expect("it maps")[..], &content[..], "nobody is sent what was there before");
+    assert_eq!(store.sealed(file).expect("it is right").hash, hash_bytes(&content));
+    assert!(put(&store, &content).expect("it is here").already_there);
+    assert_eq!(fs::read_dir(dir.path().join("staging")).expect("it is there").count(), 0);
+}
+
+#[test]
+fn where_no_attribute_is_kept_a_file_is_read_once_at_most() {
+    let (dir, store) = a_store();
+    let content = bytes(2 * MIB + 9);
+    let file = put(&store, &content).expect("it is stored").file;
+    let small = put(&store, b"abc").expect("it is stored").file;
+    let path = store.path(file).expect("it is here");
+    drop(store);
+    forget_hash(&path);
+    let store = Store::open(dir.path(), NODE).expect("it opens again");
+    forget_hash(&store.path(small).expect("it is here"));
+    assert_eq!(store.sealed(small).expect("it has one block").hash, hash_bytes(b"abc"));
+    let stat = Stat { length: content.len() as u64, hash: hash_bytes(&content) };
+    assert_eq!(store.sealed(file).expect("the outline has it"), stat);
+    drop(store);
+    fs::remove_file(path.with_extension("out")).expect("it is there");
+    let store = Store::open(dir.path(), NODE).expect("it opens again");
+    assert!(matches!(store.sealed(file), Err(StoreError::Unchecked(_))), "all of it would have to be read");
+    store.check(file).expect("it is right");
+    forget_hash(&path);
+    fs::remove_file(path.with_extension("out")).expect("it was made");
+    assert_eq!(store.sealed(file).expect("it is remembered"), stat);
+    flip(&path, 5);
+    assert!(matches!(store.sealed(file), Err(StoreError::Unchecked(_))), "and only as long as nobody writes to it");
+}

@@ -70,13 +70,15 @@ impl StorageDisk {
     fn outcome(&mut self, order: Order, payload: &[u8]) -> (Outcome, Vec<Vec<u8>>) {
         let failed = |code| Outcome::Failed { code, detail: "simulated".into() };
         let outcome = match order {
-            Order::Begin { upload, length: _, hash, is_result: _ } => match self.files.get(&FileId::of(hash)) {
-                Some(bytes) if !hash.is_nil() => Outcome::Exists { length: bytes.len() as u64 },
-                Some(_) | None => {
-                    self.uploads.insert(upload, Vec::new());
-                    Outcome::Begun
+            Order::Begin { upload, length: _, hash, is_result: _, is_checked: _ } => {
+                match self.files.get(&FileId::of(hash)) {
+                    Some(bytes) if !hash.is_nil() => Outcome::Exists { length: bytes.len() as u64 },
+                    Some(_) | None => {
+                        self.uploads.insert(upload, Vec::new());
+                        Outcome::Begun
+                    }
                 }
-            },
+            }
             Order::Write { upload, offset, payload: _ } => match self.uploads.get_mut(&upload) {
                 Some(bytes) => {
                     if offset as usize <= bytes.len() {
@@ -112,6 +114,8 @@ impl StorageDisk {
                 }
                 None => failed(ErrorCode::FileUnknown),
             },
+            // Nothing rots here.
+            Order::Check { file: _ } => Outcome::Checked,
             Order::Have { files } => {
                 let mut bits = vec![0; files.len().div_ceil(8)];
                 for (at, file) in files.iter().enumerate() {

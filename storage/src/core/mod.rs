@@ -6,7 +6,7 @@
 
 #![warn(clippy::wildcard_enum_match_arm, clippy::match_wildcard_for_single_variants)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use content::Ask;
 use wire::limit::{BLOCK_SIZE, MIB};
@@ -31,6 +31,8 @@ pub struct Limits {
     pub blocks_per_upload_max: u32,
     /// Blocks of all uploads that wait for the disk.
     pub blocks_in_flight_max: u32,
+    /// Files that wait to be read again.
+    pub checks_max: usize,
     /// Bytes that the disk has been asked to read for answers.
     pub read_bytes_max: u64,
     /// Reads and other questions to the disk at the same time for one peer.
@@ -47,6 +49,7 @@ impl Default for Limits {
             uploads_max: 256,
             blocks_per_upload_max: 16,
             blocks_in_flight_max: 128,
+            checks_max: 64,
             read_bytes_max: 512 * MIB as u64,
             reads_per_peer_max: 64,
             upload_idle_timeout: Duration::from_secs(120),
@@ -119,6 +122,8 @@ pub enum Order {
         hash: Hash,
         /// It ends a chunk; whatever else comes yields to what does.
         is_result: bool,
+        /// A copy that is here does not count before it has been read again.
+        is_checked: bool,
     },
     Write {
         upload: u64,
@@ -139,6 +144,10 @@ pub enum Order {
     },
     Have {
         files: Vec<FileId>,
+    },
+    /// Read a whole file again; it is taken out of the store if it is wrong.
+    Check {
+        file: FileId,
     },
 }
 
@@ -167,6 +176,12 @@ pub enum Outcome {
     Had {
         bits: Vec<u8>,
     },
+    /// Nothing was done: the copy that is here has to be read again first.
+    Unchecked {
+        file: FileId,
+    },
+    /// The file is right, or here no more.
+    Checked,
     Failed {
         code: ErrorCode,
         detail: String,
@@ -213,6 +228,7 @@ enum Work {
     Abort,
     Read { to: PeerId, ask: Ask },
     Have { to: PeerId, request: u64, files: u32 },
+    Check { file: FileId },
 }
 
 /// An upload as its sender names it.
@@ -227,6 +243,8 @@ pub struct Storage {
     uploads: Uploads,
     work: BTreeMap<Ticket, Work>,
     last_ticket: Ticket,
+    /// Files that the disk reads again.
+    checks: BTreeSet<FileId>,
     /// The sum of what the reads in `work` may bring.
     read_bytes: u64,
 }
@@ -245,6 +263,7 @@ impl Storage {
             uploads: Uploads::default(),
             work: BTreeMap::new(),
             last_ticket: Ticket(0),
+            checks: BTreeSet::new(),
             read_bytes: 0,
         }
     }
@@ -344,6 +363,7 @@ impl Storage {
             Work::Abort => assert_eq!(outcome, Outcome::Aborted),
             Work::Read { to, ask } => self.on_read(ticket, to, ask, outcome, actions),
             Work::Have { to, request, files } => self.on_had(to, request, files, outcome, actions),
+            Work::Check { file } => self.on_checked(file, &outcome, now, actions),
         }
     }
 
@@ -361,6 +381,26 @@ impl Storage {
         self.work.insert(self.last_ticket, work);
         actions.push(Action::Order { ticket: self.last_ticket, order });
         self.last_ticket
+    }
+
+    /// Has a file read again, if that is not under way; false = too many wait for it.
+    fn check(&mut self, file: FileId, actions: &mut Vec<Action>) -> bool {
+        if self.checks.contains(&file) {
+            return true;
+        }
+        if self.checks.len() >= self.config.limits.checks_max {
+            return false;
+        }
+        self.checks.insert(file);
+        self.order(Work::Check { file }, Order::Check { file }, actions);
+        true
+    }
+
+    fn on_checked(&mut self, file: FileId, outcome: &Outcome, now: Instant, actions: &mut Vec<Action>) {
+        assert_eq!(*outcome, Outcome::Checked);
+        self.checks.remove(&file);
+        // Who wanted to read it asks again.
+        self.on_upload_checked(file, now, actions);
     }
 
     fn refuse(
@@ -382,19 +422,23 @@ impl Storage {
         assert!(self.uploads.len() <= limits.uploads_max);
         let mut read_bytes = 0;
         let mut writes: BTreeMap<u64, u32> = BTreeMap::new();
+        let mut checks = Vec::new();
         for work in self.work.values() {
             match work {
                 Work::Read { ask, .. } => read_bytes += ask.size_max(),
                 Work::Write { upload, .. } => *writes.entry(*upload).or_default() += 1,
+                Work::Check { file } => checks.push(*file),
                 Work::Begin { .. } | Work::Commit { .. } | Work::Abort | Work::Have { .. } => {}
             }
         }
+        checks.sort_unstable();
+        assert!(self.checks.iter().eq(&checks) && checks.len() <= limits.checks_max);
         assert_eq!(read_bytes, self.read_bytes);
         assert!(self.read_bytes <= limits.read_bytes_max);
         let blocks: u32 = writes.values().sum();
         assert_eq!(blocks, self.uploads.blocks_in_flight());
         assert!(blocks <= limits.blocks_in_flight_max);
-        self.uploads.check_invariants(&writes, limits.blocks_per_upload_max);
+        self.uploads.check_invariants(&writes, &self.checks, limits.blocks_per_upload_max);
     }
 }
 

@@ -39,12 +39,18 @@ impl Storage {
                 let frame = ask.refusal(self.config.node, &Refusal { code, detail });
                 actions.push(Action::Send { to, frame });
             }
+            Outcome::Unchecked { file } => {
+                self.check(file, actions);
+                let refusal = Refusal { code: ErrorCode::NotReady, detail: "it is read again first".into() };
+                actions.push(Action::Send { to, frame: ask.refusal(self.config.node, &refusal) });
+            }
             Outcome::Begun
             | Outcome::Exists { .. }
             | Outcome::Written { .. }
             | Outcome::Committed { .. }
             | Outcome::Aborted
-            | Outcome::Had { .. } => unreachable!("the disk answered a read with {outcome:?}"),
+            | Outcome::Had { .. }
+            | Outcome::Checked => unreachable!("the disk answered a read with {outcome:?}"),
         }
     }
 
@@ -89,7 +95,9 @@ impl Storage {
             | Outcome::Written { .. }
             | Outcome::Committed { .. }
             | Outcome::Aborted
-            | Outcome::Read { .. } => unreachable!("the disk answered a have with {outcome:?}"),
+            | Outcome::Read { .. }
+            | Outcome::Unchecked { .. }
+            | Outcome::Checked => unreachable!("the disk answered a have with {outcome:?}"),
         }
     }
 
@@ -97,7 +105,7 @@ impl Storage {
     pub(super) fn reads_of(&self, peer: PeerId) -> usize {
         let is_of_peer = |work: &&Work| match work {
             Work::Read { to, .. } | Work::Have { to, .. } | Work::Commit { to, .. } => *to == peer,
-            Work::Begin { .. } | Work::Write { .. } | Work::Abort => false,
+            Work::Begin { .. } | Work::Write { .. } | Work::Abort | Work::Check { .. } => false,
         };
         self.work.values().filter(is_of_peer).count()
     }

@@ -4,12 +4,12 @@
 //! be on the way, and the table never promises more than the limits hold. What the sender repeats is answered again from
 //! the table or from the disk; nothing is done twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wire::limit::BLOCK_SIZE;
 use wire::record::Receipt;
 use wire::{
-    ErrorCode, FixedPart, Hash, Instant, Kind, NodeId, PeerId, PutAck, PutBegin, PutBlock, PutCommit, PutDone,
+    ErrorCode, FileId, FixedPart, Hash, Instant, Kind, NodeId, PeerId, PutAck, PutBegin, PutBlock, PutCommit, PutDone,
     PutGrant, U32, U64, Writer,
 };
 
@@ -27,6 +27,8 @@ const AT_IT: &str = "the disk is still at it";
 enum State {
     /// The disk makes room.
     Beginning,
+    /// The disk reads again what is here.
+    Checking { request: u64 },
     /// Blocks may come.
     Open,
     /// The disk verifies and makes durable.
@@ -42,12 +44,20 @@ struct Upload {
     /// What `put_begin` said, by which a repetition is known.
     hash: Hash,
     length: Option<u64>,
+    is_result: bool,
     state: State,
     /// Bytes on disk from the start on.
     contiguous: u64,
     /// Blocks that wait for the disk.
     blocks_in_flight: u32,
     heard_at: Instant,
+}
+
+impl Upload {
+    fn begin(&self, is_checked: bool) -> Order {
+        let Self { number, length, hash, is_result, .. } = *self;
+        Order::Begin { upload: number, length, hash, is_result, is_checked }
+    }
 }
 
 /// The uploads that are open, by sender and the sender's number.
@@ -73,8 +83,15 @@ impl Uploads {
         self.last_number
     }
 
-    pub(super) fn check_invariants(&self, writes: &BTreeMap<u64, u32>, blocks_per_upload_max: u32) {
+    pub(super) fn check_invariants(
+        &self,
+        writes: &BTreeMap<u64, u32>,
+        checks: &BTreeSet<FileId>,
+        blocks_per_upload_max: u32,
+    ) {
         for upload in self.open.values() {
+            let is_checking = matches!(upload.state, State::Checking { .. });
+            assert!(!is_checking || checks.contains(&FileId::of(upload.hash)), "nobody would go on with it");
             assert_eq!(upload.blocks_in_flight, writes.get(&upload.number).copied().unwrap_or(0));
             assert!(upload.blocks_in_flight <= blocks_per_upload_max);
             assert!(upload.number <= self.last_number);
@@ -103,6 +120,11 @@ impl Storage {
                     let detail = "the disk has not yet made room";
                     self.refuse(from, ErrorCode::Busy, Some(Kind::PutBegin), request, detail, actions);
                 }
+                (State::Checking { .. }, true) => {
+                    upload.peer = from;
+                    let detail = "the copy that is here is read again";
+                    self.refuse(from, ErrorCode::Busy, Some(Kind::PutBegin), request, detail, actions);
+                }
                 (State::Open | State::Committing, true) => {
                     upload.peer = from;
                     upload.heard_at = now;
@@ -115,7 +137,7 @@ impl Storage {
                     self.order(Work::Abort, order, actions);
                     return self.on_put_begin(from, sender, begin, now, actions);
                 }
-                (State::Beginning | State::Committing, false) => {
+                (State::Beginning | State::Checking { .. } | State::Committing, false) => {
                     let detail = "another content is on its way under this number";
                     self.refuse(from, ErrorCode::Busy, Some(Kind::PutBegin), request, detail, actions);
                 }
@@ -137,15 +159,31 @@ impl Storage {
             peer: from,
             hash: begin.hash,
             length,
+            is_result: begin.class.get() == CLASS_RESULT,
             state: State::Beginning,
             contiguous: 0,
             blocks_in_flight: 0,
             heard_at: now,
         };
+        let order = upload.begin(begin.flags.get() & wire::PUT_CHECKED != 0);
         self.uploads.open.insert(key, upload);
-        let is_result = begin.class.get() == CLASS_RESULT;
-        let order = Order::Begin { upload: number, length, hash: begin.hash, is_result };
         self.order(Work::Begin { key, request }, order, actions);
+    }
+
+    /// Goes on with the uploads that waited until the copy that is here had been read again.
+    pub(super) fn on_upload_checked(&mut self, file: FileId, now: Instant, actions: &mut Vec<Action>) {
+        let mut orders = Vec::new();
+        for (key, upload) in &mut self.uploads.open {
+            let State::Checking { request } = upload.state else { continue };
+            if FileId::of(upload.hash) == file {
+                upload.state = State::Beginning;
+                upload.heard_at = now;
+                orders.push((Work::Begin { key: *key, request }, upload.begin(false)));
+            }
+        }
+        for (work, order) in orders {
+            self.order(work, order, actions);
+        }
     }
 
     pub(super) fn on_begun(
@@ -164,6 +202,15 @@ impl Storage {
                 upload.heard_at = now;
                 self.grant(key, request, actions);
             }
+            Outcome::Unchecked { file } => {
+                upload.state = State::Checking { request };
+                let to = upload.peer;
+                if !self.check(file, actions) {
+                    self.uploads.open.remove(&key);
+                    let detail = "too many files are read again already";
+                    self.refuse(to, ErrorCode::Busy, Some(Kind::PutBegin), request, detail, actions);
+                }
+            }
             Outcome::Exists { length } => {
                 let to = upload.peer;
                 self.uploads.open.remove(&key);
@@ -178,7 +225,8 @@ impl Storage {
             | Outcome::Committed { .. }
             | Outcome::Aborted
             | Outcome::Read { .. }
-            | Outcome::Had { .. } => unreachable!("the disk answered a beginning with {outcome:?}"),
+            | Outcome::Had { .. }
+            | Outcome::Checked => unreachable!("the disk answered a beginning with {outcome:?}"),
         }
     }
 
@@ -211,7 +259,9 @@ impl Storage {
             State::Open => {}
             // A block from before its sender learned that everything is here.
             State::Committing => return,
-            State::Beginning => return refuse(self, ErrorCode::Busy, "no credit has been granted yet", actions),
+            State::Beginning | State::Checking { .. } => {
+                return refuse(self, ErrorCode::Busy, "no credit has been granted yet", actions);
+            }
         }
         if upload.blocks_in_flight >= limits.blocks_per_upload_max || total >= limits.blocks_in_flight_max {
             return refuse(self, ErrorCode::Busy, "more blocks came than credit was granted", actions);
@@ -259,7 +309,9 @@ impl Storage {
             | Outcome::Committed { .. }
             | Outcome::Aborted
             | Outcome::Read { .. }
-            | Outcome::Had { .. } => unreachable!("the disk answered a write with {outcome:?}"),
+            | Outcome::Had { .. }
+            | Outcome::Unchecked { .. }
+            | Outcome::Checked => unreachable!("the disk answered a write with {outcome:?}"),
         }
     }
 
@@ -293,7 +345,9 @@ impl Storage {
                     }
                     // The answer comes when the disk is done, to where the sender is now; until then it hears that we live.
                     State::Committing => return refuse(self, ErrorCode::Busy, AT_IT, actions),
-                    State::Beginning => return refuse(self, ErrorCode::Busy, "it has not begun yet", actions),
+                    State::Beginning | State::Checking { .. } => {
+                        return refuse(self, ErrorCode::Busy, "it has not begun yet", actions);
+                    }
                 }
             }
             None if is_repeated => return refuse(self, ErrorCode::Busy, AT_IT, actions),
@@ -318,7 +372,8 @@ impl Storage {
                 | Work::Write { .. }
                 | Work::Abort
                 | Work::Read { .. }
-                | Work::Have { .. } => {}
+                | Work::Have { .. }
+                | Work::Check { .. } => {}
             }
         }
         false
@@ -355,12 +410,18 @@ impl Storage {
                 // The store has given it up.
                 self.refuse(to, code, Some(Kind::PutCommit), request, &detail, actions);
             }
+            Outcome::Unchecked { file } => {
+                self.check(file, actions);
+                let detail = "the copy that is here is read again first";
+                self.refuse(to, ErrorCode::NotReady, Some(Kind::PutCommit), request, detail, actions);
+            }
             Outcome::Begun
             | Outcome::Exists { .. }
             | Outcome::Written { .. }
             | Outcome::Aborted
             | Outcome::Read { .. }
-            | Outcome::Had { .. } => unreachable!("the disk answered a commit with {outcome:?}"),
+            | Outcome::Had { .. }
+            | Outcome::Checked => unreachable!("the disk answered a commit with {outcome:?}"),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The disk threads: they perform the core's orders one after the other and bring back what became of them.
 //!
-//! There are two, so that nobody who reads waits behind an fsync: one for what changes the store, in order, and one for
-//! what only looks. The first takes all orders that wait at once: the uploads that end among them share their fsyncs.
+//! There are three, so that nobody who reads waits behind an fsync, and nobody at all until a large file has been read again:
+//! one for what changes the store, in order, one for what only looks, and one that checks whole files. The first takes all orders that wait at once: the uploads that end among them share their fsyncs.
 
 use std::collections::VecDeque;
 use std::io;
@@ -46,19 +46,19 @@ struct Desk {
 pub(super) struct Disk {
     writer: Desk,
     reader: Desk,
+    checker: Desk,
     done: Option<Inbox<Done>>,
 }
 
 impl Disk {
     pub(super) fn start(store: &Arc<Store>, bell: &Bell) -> io::Result<Self> {
         let (outbox, done) = channel::to_owner(DONE_MAX, bell);
-        let (store, tell) = (store.clone(), outbox.clone());
-        let writer = {
-            let store = store.clone();
-            Desk::start("disk-write", move |jobs| write(&store, &jobs, &tell))?
+        let desk = |name, work: fn(&Store, &Receiver<Job>, &Outbox<Done>)| {
+            let (store, outbox) = (store.clone(), outbox.clone());
+            Desk::start(name, move |jobs| work(&store, &jobs, &outbox))
         };
-        let reader = Desk::start("disk-read", move |jobs| read(&store, jobs, &outbox))?;
-        Ok(Self { writer, reader, done: Some(done) })
+        let (writer, reader) = (desk("disk-write", write)?, desk("disk-read", read)?);
+        Ok(Self { writer, reader, checker: desk("disk-check", read)?, done: Some(done) })
     }
 
     /// Gives an order; never waits.
@@ -66,6 +66,7 @@ impl Disk {
         let desk = match &order {
             Order::Begin { .. } | Order::Write { .. } | Order::Commit { .. } | Order::Abort { .. } => &mut self.writer,
             Order::Read { .. } | Order::Have { .. } => &mut self.reader,
+            Order::Check { .. } => &mut self.checker,
         };
         desk.waiting.push_back(Job { ticket, order, payload });
         desk.hand_over();
@@ -77,6 +78,7 @@ impl Disk {
         // Whoever finished has room.
         self.writer.hand_over();
         self.reader.hand_over();
+        self.checker.hand_over();
         Some(done)
     }
 }
@@ -85,6 +87,8 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Without an inbox the threads end after the order they are at.
         self.done = None;
+        self.checker.orders = None;
+        // A check changes nothing until its end, and nobody waits for that any more.
         for desk in [&mut self.writer, &mut self.reader] {
             desk.orders = None;
             if let Some(thread) = desk.thread.take() {
@@ -113,7 +117,7 @@ impl Desk {
 }
 
 /// Performs orders until nobody gives or wants any more.
-fn read(store: &Store, jobs: Receiver<Job>, done: &Outbox<Done>) {
+fn read(store: &Store, jobs: &Receiver<Job>, done: &Outbox<Done>) {
     for Job { ticket, order, payload } in jobs {
         let (outcome, content) = perform(store, order, payload.as_deref().unwrap_or(&[]));
         if done.send(Done { ticket, outcome, content }).is_err() {
@@ -139,7 +143,10 @@ fn write(store: &Store, jobs: &Receiver<Job>, done: &Outbox<Done>) {
         let all: Vec<Commit> = commits.iter().map(|(_, commit)| *commit).collect();
         for ((ticket, _), committed) in commits.iter().zip(store.commit_each(&all)) {
             let outcome = committed.map_or_else(
-                |error| failed(error.into()),
+                |error| match error {
+                    StoreError::Unchecked(file) => Outcome::Unchecked { file },
+                    error => failed(error.into()),
+                },
                 |committed| Outcome::Committed { file: committed.file, hash: committed.hash, length: committed.length },
             );
             if done.send(Done { ticket: *ticket, outcome, content: Vec::new() }).is_err() {
@@ -152,7 +159,10 @@ fn write(store: &Store, jobs: &Receiver<Job>, done: &Outbox<Done>) {
 fn perform(store: &Store, order: Order, payload: &[u8]) -> (Outcome, Vec<Frame>) {
     let mut content = Vec::new();
     let outcome = match order {
-        Order::Begin { upload, length, hash, is_result } => begin(store, upload, length, hash, is_result),
+        Order::Begin { upload, length, hash, is_result, is_checked } => match here(store, hash, is_checked) {
+            Some(outcome) => outcome,
+            None => begin(store, upload, length, is_result),
+        },
         Order::Write { upload, offset, .. } => store
             .write(upload, offset, payload)
             .map(|contiguous| Outcome::Written { contiguous })
@@ -162,10 +172,20 @@ fn perform(store: &Store, order: Order, payload: &[u8]) -> (Outcome, Vec<Frame>)
             store.abort(upload);
             Ok(Outcome::Aborted)
         }
-        Order::Read { ask } => ask.read(store).map(|served| {
-            content = served.frames;
-            Outcome::Read { file_length: served.file_length }
-        }),
+        Order::Read { ask } => match ask.at_hand(store) {
+            Err(StoreError::Unchecked(file)) => Ok(Outcome::Unchecked { file }),
+            Ok(()) | Err(_) => ask.read(store).map(|served| {
+                content = served.frames;
+                Outcome::Read { file_length: served.file_length }
+            }),
+        },
+        Order::Check { file } => {
+            tracing::info!(%file, "a file is read again");
+            if let Err(error) = store.check(file) {
+                tracing::warn!(%file, %error, "it is not as it was stored");
+            }
+            Ok(Outcome::Checked)
+        }
         Order::Have { files } => Ok(Outcome::Had { bits: have(store, &files) }),
     };
     match outcome {
@@ -180,22 +200,23 @@ fn failed(refusal: Refusal) -> Outcome {
     Outcome::Failed { code, detail }
 }
 
-fn begin(
-    store: &Store,
-    upload: u64,
-    length: Option<u64>,
-    hash: wire::Hash,
-    is_result: bool,
-) -> Result<Outcome, Refusal> {
-    if !hash.is_nil() {
-        let file = FileId::of(hash);
-        match store.stat(file) {
-            Ok(stat) if stat.hash == hash => return Ok(Outcome::Exists { length: stat.length }),
-            Ok(stat) => return Err(StoreError::ExistsDifferent { file, here: stat.hash, asked: hash }.into()),
-            Err(StoreError::FileUnknown(_)) => {}
-            Err(error) => return Err(error.into()),
+/// What there is to say about a content that is here already.
+fn here(store: &Store, hash: wire::Hash, is_checked: bool) -> Option<Result<Outcome, Refusal>> {
+    let file = FileId::of(hash);
+    match store.sealed(file) {
+        _ if hash.is_nil() => None,
+        Err(StoreError::FileUnknown(_)) => None,
+        Ok(stat) if stat.hash != hash => {
+            Some(Err(StoreError::ExistsDifferent { file, here: stat.hash, asked: hash }.into()))
         }
+        Ok(_) if is_checked => Some(Ok(Outcome::Unchecked { file })),
+        Ok(stat) => Some(Ok(Outcome::Exists { length: stat.length })),
+        Err(StoreError::Unchecked(file)) => Some(Ok(Outcome::Unchecked { file })),
+        Err(error) => Some(Err(error.into())),
     }
+}
+
+fn begin(store: &Store, upload: u64, length: Option<u64>, is_result: bool) -> Result<Outcome, Refusal> {
     // Files that no job has asked for yet must not take the room without which workers start nothing, nor be stored when
     // the masters will not record them.
     let free = node::disk::free_bytes(store.dir());
@@ -211,7 +232,7 @@ fn begin(
 fn have(store: &Store, files: &[FileId]) -> Vec<u8> {
     let mut bits = vec![0; files.len().div_ceil(8)];
     for (at, file) in files.iter().enumerate() {
-        bits[at / 8] |= u8::from(store.have(*file)) << (at % 8);
+        bits[at / 8] |= u8::from(store.looks_sealed(*file)) << (at % 8);
     }
     bits
 }

@@ -6,7 +6,7 @@ use content::hash_bytes;
 use storage::{Action, CoreConfig, Event, Limits, Order, Outcome, Payload, Storage, Ticket};
 use wire::{
     BootNonce, ClientKey, Duration, FileId, FixedPart, GenericMessage, Hash, Instant, Message, NodeId, PeerId,
-    PutBegin, PutBlock, PutCommit, U32, U64,
+    PutBegin, PutBlock, PutCommit, U16, U32, U64,
 };
 
 pub const NODE: NodeId = NodeId([9; 16]);
@@ -28,6 +28,7 @@ pub fn limits() -> Limits {
         uploads_max: 2,
         blocks_per_upload_max: 4,
         blocks_in_flight_max: 6,
+        checks_max: 1,
         read_bytes_max: 3 * BLOCK,
         reads_per_peer_max: 2,
         upload_idle_timeout: Duration::from_secs(60),
@@ -92,11 +93,16 @@ pub fn content(length: u64) -> (FileId, Hash, u64) {
 }
 
 pub fn begin(upload: u64, length: u64) -> Vec<u8> {
+    put_begin(upload, length, 0)
+}
+
+pub fn put_begin(upload: u64, length: u64, flags: u16) -> Vec<u8> {
     let fixed = PutBegin {
         request: U64::new(upload + 1_000),
         upload: U64::new(upload),
         file_length: U64::new(length),
         hash: content(length).1,
+        flags: U16::new(flags),
         ..PutBegin::DEFAULT
     };
     fixed.frame(CLIENT, &[])
@@ -140,12 +146,15 @@ fn word(action: Action) -> String {
 
 fn order_word(order: &Order) -> String {
     match order {
-        Order::Begin { upload, length, .. } => format!("begin {upload} length {length:?}"),
+        Order::Begin { upload, length, is_checked, .. } => {
+            format!("begin {upload} length {length:?}{}", if *is_checked { " checked" } else { "" })
+        }
         Order::Write { upload, offset, payload } => format!("write {upload} {offset}+{}", payload.length),
         Order::Commit { upload, length, .. } => format!("commit {upload} length {length}"),
         Order::Abort { upload } => format!("abort {upload}"),
         Order::Read { ask } => format!("read {:?}", ask.range),
         Order::Have { files } => format!("have {}", files.len()),
+        Order::Check { .. } => "check".into(),
     }
 }
 
