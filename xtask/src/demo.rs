@@ -5,12 +5,11 @@
 //! `tr | sort | uniq -c` over the whole text has to come to the same twenty words. Nothing stays behind but
 //! `target/demo`, which keeps the text for the next time.
 
-mod cluster;
 mod corpus;
 
+use crate::cluster::{self, Cluster, Inputs, seconds_of};
 use crate::json::Value;
-use crate::{Outcome, run, setup};
-use cluster::{Cluster, Inputs, seconds_of};
+use crate::{Outcome, setup};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -23,9 +22,6 @@ const WORDS: &str = r"LC_ALL=C; export LC_ALL; tr -cs A-Za-z '\n' | tr A-Z a-z |
 
 /// Puts the most frequent words first, ties in the order of the alphabet.
 const TOP: &str = "sort -k1,1nr -k2 | head -n 20";
-
-/// The crates whose programs a cluster is made of.
-const ROLES: &[&str] = &["client", "master", "loadbalancer", "storage", "worker"];
 
 /// What one step took.
 struct Step {
@@ -48,9 +44,7 @@ impl Step {
 pub(crate) fn demo() -> Outcome {
     setup::setup()?;
     let corpus = corpus::fetch()?;
-    let mut build = vec!["build", "--locked", "--release", "--bins"];
-    build.extend(ROLES.iter().flat_map(|role| ["--package", role]));
-    run("cargo", &build)?;
+    cluster::build(&["--bins"])?;
 
     println!("\n{}", corpus.description);
     let mut steps = Vec::new();
@@ -58,7 +52,7 @@ pub(crate) fn demo() -> Outcome {
     let plain_step = Step::timed("plain tr | sort | uniq -c", wall);
 
     println!("Starting one master, one load balancer, one storage node and {WORKERS} workers.");
-    let (cluster, wall) = timed(|| Cluster::start(WORKERS))?;
+    let (cluster, wall) = timed(|| Cluster::start("demo", &["--workers", &WORKERS.to_string()]))?;
     steps.push(Step::timed("start the cluster", wall));
     let counted = count(&cluster, &corpus.path, &mut steps);
     let stopped = timed(|| cluster.stop());

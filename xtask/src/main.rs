@@ -3,8 +3,10 @@
 //! `cargo xtask test` is everything that CI runs. Each subcommand is a file beside this one; what they share, running
 //! a command and saying so, is here.
 
+mod cluster;
 mod demo;
 mod json;
+mod nemesis;
 mod setup;
 mod test;
 mod tidy;
@@ -15,6 +17,8 @@ use std::process::{Command, ExitCode};
 const USAGE: &str = "usage: cargo xtask <command>
 
   demo      count the words of a dictionary on a real cluster, beside the plain pipeline
+  nemesis   kill and stop the masters of a real cluster under load, and check what clients were told;
+            --kills N of the leader (20), --minutes M at least, --seed S, --out DIR for the report
   test      everything CI runs: setup, tidy, clippy, build, all tests
   tidy      hold the layout: crate edges, package homes, pure cores, names, documents, format
   setup     install what the build and the tests need (Debian packages, cargo-nextest), if missing
@@ -31,6 +35,7 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::tidy(),
         ["setup"] => setup::setup(),
         ["demo"] => demo::demo(),
+        ["nemesis", ref options @ ..] => nemesis::nemesis(options),
         ["wire-doc"] => test::wire_doc(),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

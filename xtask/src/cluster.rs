@@ -1,15 +1,26 @@
 //! One `zg dev` and what it left, which must be nothing.
 
 use crate::json::Value;
-use crate::{Outcome, target};
+use crate::{Outcome, run, target};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
+/// The crates whose programs a cluster is made of.
+const ROLES: &[&str] = &["client", "master", "loadbalancer", "storage", "worker"];
+
+/// Builds what a cluster is made of; `targets` says which of cargo's targets.
+pub(crate) fn build(targets: &[&str]) -> Outcome {
+    let mut build = vec!["build", "--locked", "--release"];
+    build.extend(targets);
+    build.extend(ROLES.iter().flat_map(|role| ["--package", role]));
+    run("cargo", &build)
+}
+
 /// A running cluster. Dropped, it is stopped and its folder removed, whatever went wrong before.
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     dev: Child,
     /// Reads what `zg dev` prints after its ready line, so that it never waits for a reader.
     drain: Option<JoinHandle<()>>,
@@ -20,16 +31,19 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts `zg dev` and returns when it says that a job can run.
-    pub(super) fn start(workers: usize) -> Outcome<Cluster> {
+    /// Starts `zg dev` with these options, in a temporary folder named after `purpose`, and returns when it says that a job
+    /// can run.
+    pub(crate) fn start(purpose: &str, options: &[&str]) -> Outcome<Cluster> {
         let zg = target()?.join("release/zg");
         // Short, because a socket's path may not be longer than some hundred bytes.
-        let folder = std::env::temp_dir().join(format!("zg-demo-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("zg-{purpose}-{}", std::process::id()));
         let log = folder.join("dev.log");
         std::fs::create_dir(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
         let stderr = File::create(&log).map_err(|error| format!("cannot write {}: {error}", log.display()))?;
         let dev = Command::new(&zg)
-            .args(["dev", "--phase", "1", "--workers", &workers.to_string(), "--dir"])
+            .arg("dev")
+            .args(options)
+            .arg("--dir")
             .arg(folder.join("cluster"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -54,8 +68,19 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// The cluster directory.
+    pub(crate) fn dir(&self) -> &str {
+        &self.cluster
+    }
+
+    /// The programs' logs, by the names of their files.
+    pub(crate) fn logs(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.cluster).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.extension().is_some_and(|end| end == "log")).collect()
+    }
+
     /// Runs `zg` against this cluster and returns what it prints.
-    pub(super) fn zg(&self, arguments: &[&str]) -> Outcome<String> {
+    pub(crate) fn zg(&self, arguments: &[&str]) -> Outcome<String> {
         let output = Command::new(&self.zg)
             .args(arguments)
             .env("ZG_CLUSTER", &self.cluster)
@@ -71,12 +96,12 @@ impl Cluster {
     }
 
     /// The same with `--json`, read.
-    pub(super) fn json(&self, arguments: &[&str]) -> Outcome<Value> {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Outcome<Value> {
         Value::parse(&self.zg(&[&["--json"], arguments].concat())?)
     }
 
     /// What its workers' programs have read of their inputs so far.
-    pub(super) fn inputs(&self) -> Outcome<Inputs> {
+    pub(crate) fn inputs(&self) -> Outcome<Inputs> {
         let nodes = self.json(&["node", "list"])?;
         let workers = nodes.at("nodes").list().iter().filter(|node| node.at("role").text() == Some("worker"));
         let mut sum = Inputs::default();
@@ -98,7 +123,7 @@ impl Cluster {
     }
 
     /// Stops the cluster as Ctrl-C does; fails when anything of it is left but its folder.
-    pub(super) fn stop(mut self) -> Outcome {
+    pub(crate) fn stop(mut self) -> Outcome {
         let nodes = nodes_of(&self.folder.join("cluster"));
         if nodes.is_empty() {
             return Err(format!("no node has its settings in {}", self.folder.display()));
@@ -122,17 +147,17 @@ impl Cluster {
 
 /// What programs have read of their inputs: bytes from storage, and files by the way in which they were opened.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Inputs {
-    pub(super) bytes_fetched: f64,
+pub(crate) struct Inputs {
+    pub(crate) bytes_fetched: f64,
     /// Past the worker, straight from its cache.
-    pub(super) opens_past: f64,
-    pub(super) opens_through: f64,
+    pub(crate) opens_past: f64,
+    pub(crate) opens_through: f64,
     /// Of both, those that waited for the file first.
-    pub(super) opens_waited: f64,
+    pub(crate) opens_waited: f64,
 }
 
 impl Inputs {
-    pub(super) fn since(self, before: Inputs) -> Inputs {
+    pub(crate) fn since(self, before: Inputs) -> Inputs {
         Inputs {
             bytes_fetched: self.bytes_fetched - before.bytes_fetched,
             opens_past: self.opens_past - before.opens_past,
@@ -216,7 +241,7 @@ fn directories_below(dir: &Path, see: &mut dyn FnMut(&Path)) {
 }
 
 /// Seconds since 1970 of an RFC 3339 time in UTC, as zg prints them.
-pub(super) fn seconds_of(time: &str) -> Outcome<f64> {
+pub(crate) fn seconds_of(time: &str) -> Outcome<f64> {
     parse_time(time).ok_or_else(|| format!("`{time}` is not a time like 2026-01-31T12:00:00.5Z"))
 }
 
