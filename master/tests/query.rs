@@ -51,7 +51,8 @@ fn a_job_is_named_by_number_uuid_prefix_or_last() {
     }
     let by_uuid = Query { uuid: one.parse::<JobId>().unwrap().into(), ..query(1, Subject::Job) };
     assert_eq!(ask(&mut master, by_uuid, "", JobRecord::decode).unwrap().0[0].number, 1);
-    for text in ["3", "abcdef", "111", "", "job one", "%"] {
+    let too_long = format!("{one}0");
+    for text in ["3", "abcdef", "111", "", "job one", "%", &too_long] {
         assert_eq!(job_by(&mut master, text), Err((ErrorCode::UnknownJob, format!("no job '{text}'"))));
     }
     let (code, detail) = job_by(&mut master, "1111").unwrap_err();

@@ -131,7 +131,10 @@ impl Core {
         if prefix.len() < PREFIX_DIGITS_MIN || !prefix.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return Err(nothing());
         }
-        let mut named = self.state.jobs.values().filter(|job| job.job.simple().starts_with(&prefix));
+        // Uuids sort as their digits do, so those that a prefix names stand together.
+        let first: JobId = format!("{prefix:0<32}").parse().map_err(|_| nothing())?;
+        let from_first = self.state.jobs.range(first..).map(|(_, job)| job);
+        let mut named = from_first.take_while(|job| job.job.simple().starts_with(&prefix));
         match (named.next(), named.next()) {
             (Some(job), None) => Ok(job),
             (None, _) => Err(nothing()),
