@@ -8,6 +8,7 @@ mod files;
 mod inputs;
 mod jobs;
 mod large;
+mod leaders;
 mod marks;
 mod programs;
 mod transfers;
