@@ -25,7 +25,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use memmap2::Mmap;
 use wire::{ErrorCode, FileId, Hash, NodeId};
@@ -196,7 +196,12 @@ impl Store {
         let disk = Arc::<Disk>::default();
         Ok(Self {
             disk: disk.clone(),
-            surroundings: Arc::new(Surroundings { disk, layout: layout.clone(), open: Mutex::default() }),
+            surroundings: Arc::new(Surroundings {
+                disk,
+                layout: layout.clone(),
+                lenders: OnceLock::new(),
+                open: Mutex::default(),
+            }),
             layout,
             cached: Mutex::default(),
             files,
@@ -478,6 +483,18 @@ impl Store {
         let new = Arc::new(Cached::open(file, length, expected, is_named, &self.surroundings)?);
         all.insert(file, new.clone());
         Ok(new)
+    }
+
+    /// The stores on this machine that larger files are borrowed from instead of being brought; said once.
+    pub fn borrow_from(&self, dirs: &[PathBuf]) {
+        let lenders = dirs.iter().map(|dir| Layout { dir: dir.clone() }).collect();
+        let _ = self.surroundings.lenders.set(lenders);
+    }
+
+    /// A file that is borrowed, all of it seen to be right.
+    pub fn borrowed(&self, file: FileId) -> Option<Arc<Cached>> {
+        let known = held(&self.cached).get(&file).cloned();
+        known.filter(|cached| cached.is_borrowed() && cached.is_sealed())
     }
 
     /// Tells of a file that was put into the store just now and that nobody has a link to: it is held without another look.

@@ -18,6 +18,7 @@
 //! # groups = true                          # false = no control groups, so no limits of memory
 //! # fuse = true                            # false = inputs are written out instead of mounted
 //! # read_timeout_ms = 10000                # how long a program waits for bytes of an input before its read fails
+//! # storage_dirs = ["/var/lib/ziggurat/storage"]  # of storage nodes on this machine: what they have is read there, not brought
 //! # mount_dir = "/run/ziggurat"            # where; left out = that for root, else below $XDG_RUNTIME_DIR
 //!
 //! [[masters]]                              # every master; none = a worker by itself
@@ -72,6 +73,8 @@ pub struct Config {
     pub groups: bool,
     #[serde(default = "fuse")]
     pub fuse: bool,
+    #[serde(default)]
+    pub storage_dirs: Vec<PathBuf>,
     pub mount_dir: Option<PathBuf>,
     #[serde(default = "read_timeout", with = "node::settings::milliseconds", rename = "read_timeout_ms")]
     pub read_timeout: Duration,
@@ -122,7 +125,8 @@ impl Config {
         let mut config: Self = node::settings::load(path)?;
         let base = path.parent().unwrap_or(Path::new(""));
         let required = [&mut config.dir, &mut config.certificate];
-        for path in required.into_iter().chain(&mut config.certificates_dir).chain(&mut config.mount_dir) {
+        let optional = [&mut config.certificates_dir, &mut config.mount_dir].into_iter().flatten();
+        for path in required.into_iter().chain(optional).chain(&mut config.storage_dirs) {
             *path = base.join(&path);
         }
         Ok(config)

@@ -130,6 +130,10 @@ pub fn run(config: &Config) -> Result<(), ShellError> {
     supplier.holders(storage.addresses());
     let open_mount = || mount(config, &identity, &cache, &supplier, parking, &gate);
     let mount = config.fuse.then(open_mount).flatten();
+    if mount.is_some() {
+        // Not where inputs are written out: a link into a store would let a program write to it.
+        cache.store.borrow_from(&config.storage_dirs);
+    }
     directory.mount = mount.as_ref().map(|mount| mount.path().to_owned());
     // Goes after the slots, so that no program is cut off.
     let mounted = Mounted(mount.clone());

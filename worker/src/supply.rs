@@ -267,6 +267,9 @@ impl Filler {
             Job::Open { wanted } => {
                 let length = wanted.length.expect("nothing is opened without a length");
                 let opened = self.shelf.store().cached(wanted.file, wanted.hash, length);
+                if let Some(error) = opened.as_ref().ok().and_then(|cached| cached.borrow().err()) {
+                    tracing::debug!(file = %wanted.file, %error, "it cannot be borrowed");
+                }
                 let became = opened.map(|cached| match cached.is_sealed() {
                     true => Became::Sealed(cached),
                     false => Became::Opened(cached),

@@ -73,7 +73,7 @@ fn files_come_as_they_are(dev: &Dev, is_mounted: bool) {
 
 #[test]
 fn inputs_of_every_size_and_name_come_as_they_are() {
-    let dev = Dev::start(1);
+    let dev = Dev::start_with(short_folder(), 1, &["--no-borrow"]);
     files_come_as_they_are(&dev, may_mount());
     dev.stop();
 }
@@ -92,7 +92,7 @@ fn jobs_that_share_a_file_have_one_inode_and_fetch_it_once() {
         eprintln!("skipped: this needs /dev/fuse, root and two slots");
         return;
     }
-    let dev = Dev::start(1);
+    let dev = Dev::start_with(short_folder(), 1, &["--no-borrow"]);
     fs::write(dev.folder().join("shared"), bytes(9 * MIB, 3)).expect("written");
     let go = dev.folder().join("go");
     let look = "stat -c '%d %i' \"$ZG_INPUT_DIR/$1\" && cat \"$ZG_INPUT_DIR/$1\" | sha256sum";
@@ -115,5 +115,30 @@ fn jobs_that_share_a_file_have_one_inode_and_fetch_it_once() {
     let third = dev.zg(&["run", "--input", "shared", "--", "sh", "-c", look, "sh", "shared"]).expect_success();
     assert_eq!(third.text().lines().nth(1), second.text().lines().nth(1));
     assert_eq!(inputs_of(&dev, "worker1")["bytes_fetched"], 9 * MIB);
+    dev.stop();
+}
+
+#[test]
+fn what_the_storage_node_of_this_machine_has_is_read_where_it_lies() {
+    if !may_mount() {
+        eprintln!("skipped: this needs /dev/fuse and root");
+        return;
+    }
+    let dev = Dev::start(1);
+    fs::write(dev.folder().join("large"), bytes(20 * MIB, 4)).expect("written");
+    let hashed = sh(dev.folder(), "sha256sum <large");
+    let id = dev.json(&["file", "put", "large"])["file"]["id"].as_str().expect("an id").to_owned();
+    let input = format!("{id}:it");
+    let hash = || dev.zg(&["run", "--input", &input, "--", "sh", "-c", "sha256sum <\"$ZG_INPUT_DIR/it\""]);
+    assert_eq!(hash().expect_success().text(), hashed);
+    assert_eq!(inputs_of(&dev, "worker1")["bytes_fetched"], 0);
+    // A byte of the only copy is another: nobody is shown it, and a good one that is put again is found.
+    let stored = dev.cluster.join("storage1/files").join(&id[..2]).join(&id[2..4]).join(format!("{id}.dat"));
+    let script = r#"chmod 600 "$0" && printf X | dd of="$0" bs=1 seek=9000000 conv=notrunc 2>&1"#;
+    assert!(Command::new("sh").args(["-c", script]).arg(&stored).status().expect("sh starts").success());
+    let said = hash();
+    assert!(said.code != Some(0) || said.text() == hashed, "{said:?}");
+    dev.zg(&["file", "put", "large"]).expect_success();
+    assert_eq!(hash().expect_success().text(), hashed);
     dev.stop();
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::dev::{Dev, ended_within, run, until};
+use crate::dev::{Dev, ended_within, run, short_folder, until};
 use crate::marks::Mark;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -79,7 +79,7 @@ fn names_with_spaces_newlines_and_other_scripts_reach_the_program_unchanged() {
 
 #[test]
 fn a_node_tells_how_its_programs_have_read_their_inputs() {
-    let dev = Dev::start(1);
+    let dev = Dev::start_with(short_folder(), 1, &["--no-borrow"]);
     let write = |name: &str, size: usize| std::fs::write(dev.folder().join(name), vec![7; size]).expect("written");
     write("small", 1000);
     write("middle", 3 << 20);

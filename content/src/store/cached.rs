@@ -5,6 +5,9 @@
 //! name. It is checked against the outline before a byte of it is served, so that a crash, a torn write and rot are one
 //! case, and nothing of a cache ever needs to be durable. And when the file does not look as our own last act left it,
 //! somebody else has been at it, and all that was believed is a claim again.
+//!
+//! What a storage node on this machine has need not be brought: it is read where it lies, borrowed, after the same questions.
+//! Nothing is ever written there: whoever has to write begins a file of its own.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, FileTimes, Metadata, OpenOptions, Permissions};
@@ -25,6 +28,8 @@ use super::{Committed, Expected, Store, StoreError, held};
 use crate::{Outline, OutlineError, blocks, hash_bytes, outline_file};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
+/// Smaller files are brought all the same: what is whole here outlives its lender.
+const BORROWED_SIZE_MIN: u64 = 8 * BLOCK;
 /// Files of a cache that are kept open although nobody may be reading them: a job may have 10,000 inputs, a process fewer
 /// descriptors.
 const OPEN_FILES_MAX: usize = 256;
@@ -59,6 +64,8 @@ pub struct Cached {
     expected: Expected,
     /// Where it lies when it is sealed; it is looked at often.
     named: PathBuf,
+    /// Where it lies when it is borrowed. Once it has been given back it is not borrowed again.
+    borrowed: OnceLock<PathBuf>,
     /// As it turned out to be.
     hash: OnceLock<Hash>,
     outline: OnceLock<Outline>,
@@ -78,6 +85,8 @@ pub struct Cached {
 pub(super) struct Surroundings {
     pub(super) disk: Arc<Disk>,
     pub(super) layout: Layout,
+    /// Of stores on this machine that files are borrowed from.
+    pub(super) lenders: OnceLock<Vec<Layout>>,
     /// Opened last at the back.
     pub(super) open: Mutex<VecDeque<(FileId, Arc<File>)>>,
 }
@@ -101,6 +110,8 @@ enum Place {
     Sealed,
     /// Under its name, and some of it was wrong and is being put right.
     Mending,
+    /// In another store: it is only read.
+    Borrowed,
 }
 
 /// How a file looks that nobody has touched.
@@ -120,6 +131,7 @@ pub struct Belief {
     intrusions: u64,
     /// `None` = it was not sealed yet.
     sealed: Option<Look>,
+    is_borrowed: bool,
 }
 
 impl Belief {
@@ -160,6 +172,7 @@ impl Cached {
             length,
             expected,
             named: surroundings.layout.of(file).1,
+            borrowed: OnceLock::new(),
             hash: OnceLock::new(),
             outline: OnceLock::new(),
             held: words(),
@@ -215,11 +228,44 @@ impl Cached {
     pub fn believed(&self) -> Belief {
         // Whoever writes just now looks for itself; a file that is being filled is not worth waiting for.
         let state = if self.holds(0, u64::MAX) { Ok(self.locked()) } else { self.state.try_lock() };
-        let sealed = state.ok().and_then(|mut state| {
-            self.settle(&mut state).ok()?;
-            state.look.filter(|_| self.is_sealed_in(&state))
-        });
-        Belief { intrusions: self.intrusions.load(Ordering::Acquire), sealed }
+        let (mut sealed, mut is_borrowed) = (None, false);
+        if let Ok(mut state) = state
+            && self.settle(&mut state).is_ok()
+        {
+            sealed = state.look.filter(|_| self.is_sealed_in(&state));
+            is_borrowed = state.place == Place::Borrowed;
+        }
+        Belief { intrusions: self.intrusions.load(Ordering::Acquire), sealed, is_borrowed }
+    }
+
+    /// Reads the file where a store on this machine has it, if nothing of it is here: then all of it is claimed. False =
+    /// nobody lends it.
+    pub fn borrow(&self) -> Result<bool, StoreError> {
+        let mut state = self.locked();
+        self.settle(&mut state)?;
+        if state.place != Place::Partial || state.look.is_some() || self.length < BORROWED_SIZE_MIN {
+            return Ok(state.place == Place::Borrowed);
+        }
+        let lenders = self.surroundings.lenders.get().map_or(&[][..], Vec::as_slice);
+        let is_it = |path: &PathBuf| {
+            fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == self.length)
+        };
+        let Some(path) = lenders.iter().map(|lender| lender.of(self.file).1).find(is_it) else { return Ok(false) };
+        // Its outline lies beside it, and is checked like any other.
+        let outline = fs::read(path.with_extension("out")).unwrap_or_default();
+        if self.borrowed.set(path).is_err() {
+            return Ok(false);
+        }
+        state.place = Place::Borrowed;
+        self.settle(&mut state)?;
+        (0..blocks(self.length)).for_each(|block| self.mark(&mut state, block, BlockState::Claimed));
+        drop(state);
+        let _ = self.learn(&outline);
+        Ok(true)
+    }
+
+    pub(super) fn is_borrowed(&self) -> bool {
+        self.locked().place == Place::Borrowed
     }
 
     /// Whether somebody else has changed the bytes of the file since that was believed, or has put another in its place: what
@@ -228,7 +274,8 @@ impl Cached {
     pub fn was_changed_since(&self, belief: &Belief) -> bool {
         let is_as_it_was = match &belief.sealed {
             Some(sealed) => {
-                let found = fs::symlink_metadata(&self.named);
+                let borrowed = self.borrowed.get().filter(|_| belief.is_borrowed);
+                let found = fs::symlink_metadata(borrowed.unwrap_or(&self.named));
                 found.is_ok_and(|found| Look::of(&found).has_content_of(sealed))
             }
             None => self.settle(&mut self.locked()).is_ok(),
@@ -251,8 +298,8 @@ impl Cached {
     pub fn take_outline(&self, bytes: &[u8]) -> Result<(), OutlineError> {
         let is_new = self.outline.get().is_none();
         self.learn(bytes)?;
-        if is_new && !bytes.is_empty() {
-            let place = self.locked().place;
+        let place = self.locked().place;
+        if is_new && !bytes.is_empty() && place != Place::Borrowed {
             let temporary = self.layout().staging().join(format!("{}.out", self.file));
             let kept = self
                 .disk()
@@ -276,7 +323,7 @@ impl Cached {
             return Ok(file);
         }
         let state = self.locked();
-        let is_written = state.place != Place::Sealed;
+        let is_written = matches!(state.place, Place::Partial | Place::Mending);
         let file = OpenOptions::new().read(true).write(is_written).open(self.path(state.place))?;
         Ok(self.keep_open(file))
     }
@@ -382,7 +429,7 @@ impl Cached {
         let mut state = self.locked();
         self.settle(&mut state)?;
         let Some(before) = state.look.filter(|_| self.is_sealed_in(&state)) else { return Ok(None) };
-        let path = self.path(Place::Sealed);
+        let path = self.path(state.place);
         place(&path)?;
         let after = Look::of(&fs::symlink_metadata(&path)?);
         if after.has_content_of(&before) {
@@ -390,7 +437,8 @@ impl Cached {
         }
         self.settle(&mut state)?;
         let sealed = state.look.filter(|_| self.is_sealed_in(&state));
-        Ok(sealed.map(|sealed| Belief { intrusions: self.intrusions.load(Ordering::Acquire), sealed: Some(sealed) }))
+        let (intrusions, is_borrowed) = (self.intrusions.load(Ordering::Acquire), state.place == Place::Borrowed);
+        Ok(sealed.map(|sealed| Belief { intrusions, sealed: Some(sealed), is_borrowed }))
     }
 
     pub(super) fn seal(&self, store: &Store) -> Result<Committed, StoreError> {
@@ -402,7 +450,7 @@ impl Cached {
             return Err(StoreError::Mismatch(format!("{here} of {} blocks are here", blocks(self.length))));
         };
         let committed = Committed { file: self.file, hash, length: self.length, already_there: false };
-        if state.place == Place::Sealed {
+        if matches!(state.place, Place::Sealed | Place::Borrowed) {
             return Ok(Committed { already_there: true, ..committed });
         }
         let from = self.path(state.place);
@@ -516,6 +564,13 @@ impl Cached {
 
     /// The file open for writing and as long as it has to be; made if need be.
     fn writable(&self, state: &mut State) -> io::Result<Arc<File>> {
+        if state.place == Place::Borrowed {
+            // It is given back, and with it all that was believed of it.
+            self.close();
+            state.place = Place::Partial;
+            (0..blocks(self.length)).for_each(|block| self.mark(state, block, BlockState::Absent));
+            state.look = None;
+        }
         if state.place == Place::Sealed {
             fs::set_permissions(self.path(Place::Sealed), Permissions::from_mode(0o600))?;
             state.place = Place::Mending;
@@ -587,17 +642,18 @@ impl Cached {
     }
 
     pub(super) fn is_named(&self) -> bool {
-        self.locked().place != Place::Partial
+        matches!(self.locked().place, Place::Sealed | Place::Mending)
     }
 
     fn is_sealed_in(&self, state: &State) -> bool {
-        state.place == Place::Sealed && state.blocks_held == blocks(self.length)
+        matches!(state.place, Place::Sealed | Place::Borrowed) && state.blocks_held == blocks(self.length)
     }
 
     fn path(&self, place: Place) -> PathBuf {
         match place {
             Place::Partial => self.layout().part_of(self.file),
             Place::Sealed | Place::Mending => self.named.clone(),
+            Place::Borrowed => self.borrowed.get().expect("it was set before").clone(),
         }
     }
 

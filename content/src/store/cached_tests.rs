@@ -441,3 +441,79 @@ fn what_was_stored_just_now_is_believed() {
     assert!(cached.is_sealed());
     assert!(Arc::ptr_eq(&cached, &store.cached(committed.file, None, 3).expect("the same")));
 }
+
+/// A store that has the file, as one of a storage node on this machine.
+fn lender(remote: &Remote) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), NodeId([2; 16])).expect("it opens");
+    store.begin(1, None).expect("begun");
+    store.write(1, 0, &remote.content).expect("written");
+    store.commit(1, Expected::Hash(remote.hash), remote.content.len() as u64).expect("right");
+    let path = store.path(remote.file).expect("it is there");
+    (dir, path)
+}
+
+#[test]
+fn a_borrowed_file_is_read_where_it_lies_once_it_was_looked_at_and_nothing_comes_here() {
+    let remote = Remote::new(9 * MIB + 7);
+    let ((lender, path), dir) = (lender(&remote), tempfile::tempdir().expect("a directory"));
+    let store = open(dir.path());
+    let cached = remote.in_cache(&store);
+    assert!(!cached.borrow().expect("nobody lends"), "nobody has been named");
+    store.borrow_from(&[lender.path().to_owned()]);
+    assert!(cached.borrow().expect("it is there"));
+    assert_eq!(cached.state(3), BlockState::Claimed, "nobody has looked");
+    assert!(cached.outline().is_some(), "it lies beside the file");
+    assert!(!cached.is_sealed() && store.borrowed(remote.file).is_none());
+    let before = fs::metadata(&path).expect("it is there");
+    let cached = remote.bring(&store).expect("it is right");
+    assert!(cached.is_sealed() && remote.is_read_right(&cached));
+    assert!(store.borrowed(remote.file).is_some());
+    let copied = cached.place(|from| fs::copy(from, dir.path().join("copy")).map(drop)).expect("it reads");
+    assert!(copied.is_some());
+    assert_eq!((store.size_on_disk(remote.file), store.list()), (0, vec![]), "nothing is here");
+    let after = fs::metadata(&path).expect("it is there");
+    let look = |found: &fs::Metadata| (found.ino(), found.mtime(), found.ctime(), found.nlink(), found.mode());
+    assert_eq!(look(&before), look(&after), "nothing there was touched");
+    store.evict(remote.file).expect("nothing is to be removed");
+    assert_eq!(fs::read(&path).expect("it is there"), remote.content);
+}
+
+#[test]
+fn what_is_wrong_at_the_lender_is_given_back_and_nothing_is_ever_written_there() {
+    let remote = Remote::new(9 * MIB);
+    let ((lender, path), dir) = (lender(&remote), tempfile::tempdir().expect("a directory"));
+    flip(&path, 5 * MIB as u64);
+    let rotten = fs::read(&path).expect("it is there");
+    let store = open(dir.path());
+    store.borrow_from(&[lender.path().to_owned()]);
+    let cached = remote.in_cache(&store);
+    assert!(cached.borrow().expect("it is there"));
+    assert!(cached.recheck(4).expect("it reads") && !cached.recheck(5).expect("it reads"));
+    cached.fill(5, remote.block(5)).expect("it is right");
+    assert_eq!((cached.state(5), cached.state(4)), (BlockState::Held, BlockState::Absent), "a file of our own begins");
+    assert!(part(dir.path(), &remote).exists() && !cached.borrow().expect("it is here"));
+    let cached = remote.bring(&store).expect("it is right");
+    assert!(cached.is_sealed() && remote.is_read_right(&cached));
+    assert_eq!(fs::read(&path).expect("it is there"), rotten, "the lender's is its own affair");
+}
+
+#[test]
+fn a_borrowed_file_that_is_changed_or_goes_is_not_believed() {
+    let remote = Remote::new(9 * MIB);
+    let ((lender, path), dir) = (lender(&remote), tempfile::tempdir().expect("a directory"));
+    let store = open(dir.path());
+    store.borrow_from(&[lender.path().to_owned()]);
+    let cached = remote.in_cache(&store);
+    assert!(cached.borrow().expect("it is there"));
+    remote.bring(&store).expect("it is right");
+    let belief = cached.believed();
+    assert!(belief.is_of_sealed() && !cached.was_changed_since(&belief));
+    flip(&path, 5 * MIB as u64);
+    assert!(cached.was_changed_since(&belief) && !cached.is_sealed());
+    assert_eq!(cached.state(5), BlockState::Claimed);
+    fs::remove_file(&path).expect("removed");
+    assert!(!cached.is_sealed() && cached.state(5) == BlockState::Absent);
+    let cached = remote.bring(&store).expect("it is brought");
+    assert!(cached.is_sealed() && remote.is_read_right(&cached));
+}

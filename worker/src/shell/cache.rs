@@ -57,6 +57,9 @@ impl Cache {
 
     /// Whether the content is here. What is not as it was is read again, and is gone if it is wrong.
     pub(super) fn holds(&self, file: FileId, hash: Option<Hash>) -> bool {
+        if let Some(borrowed) = self.store.borrowed(file) {
+            return hash.is_none() || borrowed.hash() == hash;
+        }
         let Ok(stat) = self.store.stat(file) else { return false };
         if hash.is_some_and(|hash| hash != stat.hash) {
             return false;
@@ -146,9 +149,8 @@ impl Cache {
     }
 
     fn try_place(&self, file: FileId, place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<Option<Lent>> {
-        let Ok(cached) = self.store.length(file).and_then(|length| self.store.cached(file, None, length)) else {
-            return Ok(None);
-        };
+        let known = self.store.length(file).and_then(|length| self.store.cached(file, None, length));
+        let Some(cached) = known.ok().or_else(|| self.store.borrowed(file)) else { return Ok(None) };
         Ok(cached.place(place)?.map(|belief| (cached, belief)))
     }
 

@@ -25,6 +25,14 @@ const FREE_BYTES_MIN: u64 = node::disk::WORKER_FREE_BYTES_MIN + (32 << 20);
 /// Where the storage node listens for the bytes of files.
 const BULK_SOCKET: &str = "storage1/bulk.ipc";
 
+/// How workers come by the inputs of jobs.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    pub are_mounted: bool,
+    /// What the storage node has is read where it lies.
+    pub are_borrowed: bool,
+}
+
 /// One process of the cluster.
 #[derive(Clone, Debug)]
 pub struct NodePlan {
@@ -49,14 +57,14 @@ pub struct Layout {
 
 impl Layout {
     /// Makes the directory at `dir`, or a temporary one, or completes what is there.
-    pub fn make(dir: Option<&Path>, masters: u8, workers: u16, fuse: bool) -> Result<Layout, Failure> {
+    pub fn make(dir: Option<&Path>, masters: u8, workers: u16, inputs: Inputs) -> Result<Layout, Failure> {
         let is_temporary = dir.is_none();
         let dir = match dir {
             Some(dir) => make_kept(dir)?,
             None => make_temporary()?,
         };
         let made = check_room(&dir, free_bytes(&dir))
-            .and_then(|()| Self::fill(dir.clone(), masters, workers, fuse, is_temporary));
+            .and_then(|()| Self::fill(dir.clone(), masters, workers, inputs, is_temporary));
         if made.is_err() && is_temporary {
             // What went wrong is told already.
             let _ = fs::remove_dir_all(&dir);
@@ -64,7 +72,7 @@ impl Layout {
         made
     }
 
-    fn fill(dir: PathBuf, masters: u8, workers: u16, fuse: bool, is_temporary: bool) -> Result<Layout, Failure> {
+    fn fill(dir: PathBuf, masters: u8, workers: u16, inputs: Inputs, is_temporary: bool) -> Result<Layout, Failure> {
         let text = dir
             .to_str()
             .ok_or_else(|| Failure::usage(format!("the directory {} is not named in UTF-8", dir.display())))?;
@@ -102,7 +110,8 @@ impl Layout {
             let own = &certificates[&plan.name];
             group.push(MasterPlan { node: node_of(own, &plan.name)?, key: z85(&own.public.0), bind, raft_bind });
         }
-        let listed = group.iter().map(|master| format!("{{ endpoint = \"{}\", key = \"{}\" }}", master.bind, master.key));
+        let listed =
+            group.iter().map(|master| format!("{{ endpoint = \"{}\", key = \"{}\" }}", master.bind, master.key));
         let listed = listed.collect::<Vec<_>>().join(", ");
         for plan in &nodes {
             let node = node_of(&certificates[&plan.name], &plan.name)?;
@@ -111,7 +120,7 @@ impl Layout {
                 None => ports.of(&plan.settings)?.bind,
             };
             make_dir(&dir.join(&plan.name), 0o700)?;
-            write(&plan.settings, &settings(plan, node, &bind, text, &listed, &group, fuse), 0o600)?;
+            write(&plan.settings, &settings(plan, node, &bind, text, &listed, &group, inputs), 0o600)?;
         }
         // Last: a directory with a cluster.toml is a whole one.
         write(&dir.join("cluster.toml"), &format!("masters = [{listed}]\n"), 0o600)?;
@@ -154,7 +163,7 @@ fn settings(
     dir: &str,
     masters: &str,
     group: &[MasterPlan],
-    fuse: bool,
+    inputs: Inputs,
 ) -> String {
     let name = &plan.name;
     let mut text = format!(
@@ -176,7 +185,10 @@ fn settings(
             text += &format!("receipt_key = \"receipt.key\"\nbulk_bind = {bulk}\nmasters = [{masters}]\n");
         }
         Role::LoadBalancer => text += &format!("masters = [{masters}]\n"),
-        Role::Worker => text += &format!("fuse = {fuse}\nmasters = [{masters}]\n"),
+        Role::Worker => {
+            let lenders = if inputs.are_borrowed { "\"storage1\"" } else { "" };
+            text += &format!("fuse = {}\nstorage_dirs = [{lenders}]\nmasters = [{masters}]\n", inputs.are_mounted);
+        }
         Role::Gateway | Role::Client => {}
     }
     text
@@ -344,8 +356,10 @@ fn failed(path: &Path, error: &io::Error) -> Failure {
 mod tests {
     use super::*;
 
+    const MOUNTED: Inputs = Inputs { are_mounted: true, are_borrowed: true };
+
     fn make(dir: &Path, workers: u16) -> Layout {
-        Layout::make(Some(dir), 1, workers, true).unwrap_or_else(|error| panic!("{error:?}"))
+        Layout::make(Some(dir), 1, workers, MOUNTED).unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     #[test]
@@ -371,14 +385,14 @@ mod tests {
         assert_eq!(files.map(read), before);
         assert!(dir.path().join("worker2.toml").exists());
         assert!(before[1].contains("\nfuse = true\n"), "{}", before[1]);
-        drop(Layout::make(Some(dir.path()), 1, 1, false));
+        drop(Layout::make(Some(dir.path()), 1, 1, Inputs { are_mounted: false, are_borrowed: false }));
         assert!(read("worker1.toml").contains("\nfuse = false\n"), "each start says whether inputs are mounted");
     }
 
     #[test]
     fn masters_know_each_other_and_stay_as_many_as_they_were() {
         let dir = tempfile::tempdir().unwrap();
-        let start = |masters| Layout::make(Some(dir.path()), masters, 1, true);
+        let start = |masters| Layout::make(Some(dir.path()), masters, 1, MOUNTED);
         drop(start(3));
         let settings: Vec<_> =
             (1..=3).map(|n| fs::read_to_string(dir.path().join(format!("master{n}.toml"))).unwrap()).collect();
@@ -403,7 +417,7 @@ mod tests {
     fn a_directory_is_for_one_cluster_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let _running = make(dir.path(), 1);
-        let refused = Layout::make(Some(dir.path()), 1, 1, true).unwrap_err();
+        let refused = Layout::make(Some(dir.path()), 1, 1, MOUNTED).unwrap_err();
         assert!(format!("{refused:?}").contains("another zg dev"), "{refused:?}");
     }
 
@@ -411,7 +425,7 @@ mod tests {
     fn directories_that_cannot_work_are_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.tex"), "").unwrap();
-        let refused = |dir: &Path| format!("{:?}", Layout::make(Some(dir), 1, 1, true).unwrap_err());
+        let refused = |dir: &Path| format!("{:?}", Layout::make(Some(dir), 1, 1, MOUNTED).unwrap_err());
         assert!(refused(dir.path()).contains("is not empty"));
         assert!(refused(&dir.path().join("thesis.tex")).contains("thesis.tex is not a directory"));
         let long = dir.path().join("x".repeat(90));

@@ -21,7 +21,7 @@ use wire::{BootNonce, ClientKey, NodeId, NodeState, Role};
 use super::failure::Failure;
 use super::output::{print, tell};
 use super::{Context, Outcome};
-use layout::Layout;
+use layout::{Inputs, Layout};
 use process::Roles;
 use signals::Signals;
 
@@ -42,6 +42,9 @@ pub struct Dev {
     /// Have workers write inputs out instead of mounting them
     #[arg(long)]
     no_fuse: bool,
+    /// Have workers bring inputs from the storage node as if it were on another machine
+    #[arg(long)]
+    no_borrow: bool,
 }
 
 /// How often we ask whether a job can run.
@@ -63,7 +66,8 @@ impl Dev {
         // Before any thread starts, so that every thread leaves the signals to us.
         let signals = Signals::take()?;
         check_library()?;
-        let layout = Layout::make(self.dir.as_deref(), self.masters, self.workers, !self.no_fuse)?;
+        let inputs = Inputs { are_mounted: !self.no_fuse, are_borrowed: !self.no_borrow };
+        let layout = Layout::make(self.dir.as_deref(), self.masters, self.workers, inputs)?;
         context.output.note(&format!("cluster directory: {}", layout.dir.display()));
         let mut roles = Roles::new(&layout);
         let outcome = watch(&layout, &mut roles, &signals);
