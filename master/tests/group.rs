@@ -258,6 +258,23 @@ fn a_leader_that_was_replaced_answers_nothing_from_its_old_state() {
 }
 
 #[test]
+fn a_leader_that_was_replaced_tells_no_watcher_what_is_older_than_it_knows() {
+    let mut group = Group::new(3);
+    group.run(SECONDS);
+    let old = group.leader();
+    group.cut.insert(old);
+    // Its successor has told the watcher of more.
+    let ahead = group.core(old).state().index + 1;
+    group.ask(old, &watch(1, ahead, None, 0));
+    group.ask(old, &watch(2, ahead, None, wire::WATCH_FRESH));
+    group.run(Duration::from_millis(50));
+    assert_eq!(group.told(), [], "it cannot know what has happened elsewhere");
+    group.run(SECONDS);
+    let refused: Vec<String> = group.told().into_iter().map(|(_, said)| said).collect();
+    assert_eq!(refused, ["1: error not_leader #1: ", "1: error not_leader #2: "]);
+}
+
+#[test]
 fn what_only_a_dead_leader_had_is_replaced_and_never_acknowledged() {
     let mut group = Group::new(3);
     group.run(SECONDS);

@@ -6,6 +6,7 @@
 //! seed catches it and prints the line that replays it.
 
 mod command;
+mod durable;
 mod history;
 mod promises;
 mod rerun;
@@ -59,10 +60,14 @@ impl Checker {
 
     /// A message leaves.
     pub fn on_sent(&mut self, machines: &[Machine], from: Host, to: Host, frame: &[u8], now: Instant) {
-        if machines[from.0].role != Role::LoadBalancer {
+        let role = machines[from.0].role;
+        if !matches!(role, Role::LoadBalancer | Role::Master) {
             return;
         }
         let message = Message::decode(frame).expect("a core sends messages");
+        if role == Role::Master {
+            return durable::on_sent(machines, from, to, &message);
+        }
         self.command.on_sent(&machines[from.0], &message);
         if let Message::WorkerRequest(request, _) = message {
             self.reruns.on_dispatch(machines, to, &request, now);

@@ -24,6 +24,8 @@ const ANSWER_WAIT_MIN: Duration = Duration::from_millis(500);
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Masters that disagree about who leads are not asked faster than that.
 const NOT_LEADER_PAUSE: Duration = Duration::from_millis(50);
+/// How many of a thousand requests go to any of the masters.
+const FORGETS_LEADER_PER_MILLE: u64 = 100;
 /// How many of a thousand jobs are watched until they end.
 const WATCHED_PER_MILLE: u64 = 300;
 
@@ -250,6 +252,11 @@ impl Client {
     }
 
     fn ask(&mut self, number: u64, request: Request, frame: Vec<u8>, outside: &mut Outside<'_>) {
+        // As a program that has just started and knows nobody.
+        if self.habit.is_some() && outside.chance.once_in_a_thousand(FORGETS_LEADER_PER_MILLE) {
+            let anybody = outside.chance.between(0, self.masters.len() as u64) as usize;
+            self.turn_to(anybody, outside.now);
+        }
         outside.send(self.masters[self.leader], frame.clone());
         let wait = ANSWER_WAIT_MIN;
         let is_early = match request {

@@ -11,8 +11,8 @@ use crate::world::{Change, LOAD_BALANCER, STORAGE, World};
 pub const FAULTS_FROM: Instant = Instant(2_000_000);
 pub const FAULTS_UNTIL: Instant = Instant(42_000_000);
 /// Faults of a seed.
-const FAULTS_MIN: u64 = 10;
-const FAULTS_MAX: u64 = 30;
+const FAULTS_MIN: u64 = 12;
+const FAULTS_MAX: u64 = 32;
 
 /// Plans the faults of a seed; says how many they are.
 pub fn plan(world: &mut World) -> u64 {
@@ -34,7 +34,14 @@ fn draw_length(chance: &mut Chance) -> Duration {
 fn plan_one(world: &mut World, at: Instant, chance: &mut Chance) {
     let end = (at + draw_length(chance)).min(FAULTS_UNTIL);
     match chance.between(0, 100) {
-        0..38 => {
+        0..3 => {
+            // Longer than its followers wait for it; then it answers what has come meanwhile.
+            let pause = Duration::from_millis(chance.between(500, 3_000));
+            let cut = pause + Duration::from_millis(chance.between(100, 2_000));
+            world.plan(at, Change::Depose { pause, cut });
+        }
+        3..5 => world.plan(at, Change::PowerCut),
+        5..38 => {
             let host = any_host(world, chance);
             world.plan(at, Change::Crash { host });
             world.plan(end, Change::Restart { host });

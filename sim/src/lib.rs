@@ -9,6 +9,7 @@ pub mod checker;
 pub mod client;
 pub mod disk;
 pub mod faults;
+pub mod many;
 pub mod network;
 pub mod process;
 pub mod scenario;

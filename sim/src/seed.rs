@@ -78,6 +78,15 @@ pub fn run(seed: u64, care: Care) -> Result<Report, Failure> {
     result.map_err(|panic| Failure { seed, step: steps, what: text_of(&*panic) })
 }
 
+/// Runs one seed with a bug in the cores.
+#[cfg(feature = "planted")]
+pub fn run_with(bug: planted::Bug, seed: u64) -> Result<Report, Failure> {
+    planted::plant(Some(bug));
+    let result = run(seed, Care::Quick);
+    planted::plant(None);
+    result
+}
+
 fn live(world: &mut World) {
     world.run_until(faults::FAULTS_UNTIL);
     calm_down(world);

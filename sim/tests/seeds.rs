@@ -5,6 +5,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use sim::many;
 use sim::seed::{self, Care};
 
 /// One seed a line; what follows it says what was wrong.
@@ -14,18 +15,10 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// Runs seeds on all cpus.
 fn run(seeds: impl IntoIterator<Item = u64>) {
     let seeds: Vec<u64> = seeds.into_iter().collect();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let run_share = &|share: usize| -> Vec<String> {
-        let own = seeds.iter().skip(share).step_by(threads);
-        own.filter_map(|number| seed::run(*number, Care::Quick).err()).map(|failure| failure.to_string()).collect()
-    };
-    let failures: Vec<String> = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..threads).map(|share| scope.spawn(move || run_share(share))).collect();
-        running.into_iter().flat_map(|thread| thread.join().expect("a seed's panic is caught")).collect()
-    });
+    let results = many::on_all_cpus(&seeds, |number| seed::run(*number, Care::Quick));
+    let failures: Vec<String> = results.into_iter().filter_map(|result| Some(result.err()?.to_string())).collect();
     assert!(failures.is_empty(), "\n{}\n", failures.join("\n"));
 }
 

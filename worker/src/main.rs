@@ -7,6 +7,9 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: zg-worker SETTINGS.toml\n       zg-worker slot [GROUP..] (started by a worker, with its link as standard input)\n       \
 zg-worker watch MOUNT SOURCE (started by a worker, which says on standard input that it is there)";
 
+// The program that people run has no bugs on purpose.
+const _: () = assert!(!planted::IS_BUILT_IN);
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let (path, more) = (arguments.next(), arguments.next());

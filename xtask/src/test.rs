@@ -9,7 +9,9 @@ pub(crate) fn test() -> Outcome {
     run("cargo", &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     // Tests of whole clusters start the per-role binaries; the test profile shares the build with the tests.
     run("cargo", &["build", "--locked", "--workspace", "--bins", "--profile", "test"])?;
-    run("cargo", &["nextest", "run", "--locked", "--workspace"])
+    run("cargo", &["nextest", "run", "--locked", "--workspace"])?;
+    // By itself: with bugs built in, the programs that people run do not compile.
+    run("cargo", &["nextest", "run", "--locked", "--package", "sim", "--features", "planted", "--test", "planted"])
 }
 
 /// Writes doc/wire.md from the wire crate; a test of that crate holds the two equal.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use planted::Bug;
 use wire::job::{JobBody, JobSpec};
 use wire::{BootNonce, ChunkRange, ChunkSet, DecodeError, Instant, JobId, Message, NodeId};
 
@@ -159,6 +160,8 @@ fn submit_of(frame: &[u8]) -> Option<(wire::SubmitJob, &[u8])> {
 impl LogView {
     /// The epoch that is this boot's, if the log says so: an epoch is granted to a boot, not to a node.
     pub fn epoch_of(&self, load_balancer: NodeId, boot: BootNonce) -> Option<u64> {
-        self.grant.filter(|grant| grant.load_balancer == load_balancer && grant.boot == boot).map(|grant| grant.epoch)
+        let is_boot = |granted: BootNonce| granted == boot || planted::is(Bug::EpochOfEarlierBoot);
+        let ours = self.grant.filter(|grant| grant.load_balancer == load_balancer && is_boot(grant.boot));
+        ours.map(|grant| grant.epoch)
     }
 }

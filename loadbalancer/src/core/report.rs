@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use planted::Bug;
 use wire::record::{ChunkItem, holding, records, records_of};
 use wire::{
     BootNonce, ChunkRange, Error, ErrorCode, Instant, Inventory, JobId, Killed, Kind, Message, NodeId, PeerId,
@@ -56,6 +57,9 @@ impl LoadBalancer {
     /// The worker has processed our numbers up to `seen`, and had room for `credit` chunks then.
     fn acknowledged(&mut self, node: NodeId, epoch: u64, seen: u64, credit: u32, now: Instant) {
         let is_ours = Some(epoch) == self.epoch();
+        if planted::is(Bug::CreditTakenForCompletion) {
+            self.free_by_credit(node, credit, now);
+        }
         let worker = self.workers.get_mut(&node).expect("only for workers that were heard");
         if !is_ours || worker.inventory_epoch != epoch {
             return;
@@ -72,6 +76,15 @@ impl LoadBalancer {
             worker.resend_at = None;
         }
         self.dispatch_soon(now);
+    }
+
+    /// What nobody must do: who has more room need not have finished anything.
+    fn free_by_credit(&mut self, node: NodeId, credit: u32, now: Instant) {
+        let worker = self.workers.get_mut(&node).expect("only for workers that were heard");
+        let held = worker.held.jobs().find_map(|(job, map)| Some((job, map.iter().next()?.0)));
+        let Some((job, range)) = held.filter(|_| credit > worker.credit) else { return };
+        worker.held.remove(job, range);
+        self.release(job, &[range], now);
     }
 
     /// A worker tells what another epoch gave it: from now on that is held.
@@ -110,7 +123,7 @@ impl LoadBalancer {
             return;
         }
         // The worker has forgotten results of entries that we have not seen: to us they would be chunks to run again.
-        if self.log.index < inventory.confirmed_index.get() {
+        if self.log.index < inventory.confirmed_index.get() && !planted::is(Bug::InventoryBeforeItsIndex) {
             let worker = self.workers.get_mut(&node).expect("it was heard above");
             let age = |frame: &Vec<u8>| inventory_of(frame).map(|(inventory, _)| age_of(&inventory));
             if worker.waiting_inventory.as_ref().and_then(age).is_none_or(|waiting| waiting <= age_of(inventory)) {
@@ -241,7 +254,7 @@ impl LoadBalancer {
         if worker.boot.0 != answer.boot.get() || worker.inventory_epoch != epoch || epoch == 0 {
             return;
         }
-        if self.log.index < answer.confirmed_index.get() {
+        if self.log.index < answer.confirmed_index.get() && !planted::is(Bug::InventoryBeforeItsIndex) {
             worker.waiting_answer = Some(frame.to_vec());
             return;
         }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use planted::Bug;
 use wire::{
     BootNonce, Committed, ErrorCode, FixedPart, Instant, JobAccepted, JobId, Kind, NodeId, NodeWelcome, PeerId,
     ResultConfirmed, Role, U64, WallTime, Writer, log,
@@ -171,9 +172,12 @@ impl Core {
         let stamp = wall.max(self.backlog.stamp).max(self.state.stamp);
         self.backlog.stamp = stamp;
         let entry = log::encode_entry(stamp, pending.iter().map(|(_, frame)| &frame[..]));
-        let waiters = pending.into_iter().map(|(waiter, _)| waiter).collect();
+        let waiters: Vec<Waiter> = pending.into_iter().map(|(waiter, _)| waiter).collect();
         match self.raft.propose(entry) {
             Some(index) => {
+                if planted::is(Bug::AcknowledgedBeforeCommit) {
+                    self.answer_before_commit(&waiters, index, actions);
+                }
                 self.backlog.in_flight.insert(index, waiters);
             }
             None => {
@@ -182,6 +186,13 @@ impl Core {
                     self.answer_refused(&waiter, ErrorCode::Busy, "the log takes no more now", actions);
                 }
             }
+        }
+    }
+
+    /// What nobody must do.
+    fn answer_before_commit(&self, waiters: &[Waiter], index: u64, actions: &mut Vec<Action>) {
+        for waiter in waiters.iter().filter(|waiter| waiter.form == Form::Committed && waiter.kind != Kind::SubmitJob) {
+            waiter.to.into_iter().for_each(|to| self.answer_changed(waiter, to, 1, index, actions));
         }
     }
 

@@ -22,6 +22,7 @@ mod watch;
 
 use std::collections::BTreeSet;
 
+use planted::Bug;
 use wire::record::NodeRecord;
 use wire::{ErrorCode, Instant, JobId, Kind, Message, NodeId, NodeState, PeerId, Role, TimerTable, WallTime};
 
@@ -309,7 +310,11 @@ impl Core {
             if output.committed.is_empty() {
                 break;
             }
-            for entry in output.committed {
+            let mut committed = output.committed;
+            if planted::is(Bug::LastOfBatchSkipped) && committed.len() > 1 {
+                committed.pop();
+            }
+            for entry in committed {
                 self.apply(&entry.data, entry.index, now, &mut told, actions);
             }
             self.consider_epoch(now);
@@ -334,6 +339,9 @@ impl Core {
         actions: &mut Vec<Action>,
     ) {
         let applied = self.state.apply(index, data);
+        if planted::is(Bug::LocalTimeInState) {
+            self.state.stamp.0 += now.0 % 2;
+        }
         self.raft.on_applied(index);
         self.publish_hash(actions);
         self.log_bytes += data.len();
@@ -382,7 +390,9 @@ impl Core {
         let is_small = self.raft.log().size() <= self.config.limits.log_bytes_kept_max;
         let index = if self.raft.is_leader() && is_small { behind.min(self.raft.matched_by_others()) } else { behind };
         self.raft.compact(index);
-        actions.push(Action::Compact { index: self.raft.log().compacted_index() });
+        let is_hurried = planted::is(Bug::CompactedToApplied);
+        let index = if is_hurried { self.state.index } else { self.raft.log().compacted_index() };
+        actions.push(Action::Compact { index });
     }
 
     fn on_received(
@@ -414,9 +424,12 @@ impl Core {
             }
             Message::WorkerStatus(fixed, body) => self.on_heartbeat(from, &fixed, body, now, wall, actions),
             Message::LoadBalancerHeartbeat(fixed, body) => self.on_balancer_heartbeat(from, &fixed, body, now, actions),
+            Message::Query(fixed, body) if planted::is(Bug::ReadWithoutAsking) => {
+                self.on_query(from, &fixed, body, now, actions);
+            }
             Message::Query(..) => self.ask(from, role, &message, frame, actions),
-            // That there is no such job must be current too; all else about a watch has an index.
-            Message::Watch(fixed, _) if self.watches_unknown_job(&fixed) => {
+            // That there is no such job must be current too, and nobody's view goes back; all else about a watch has an index.
+            Message::Watch(fixed, _) if self.is_watch_ahead(&fixed) => {
                 self.ask(from, role, &message, frame, actions);
             }
             Message::Watch(fixed, _) => self.on_watch(from, &fixed, now, actions),

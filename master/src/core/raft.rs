@@ -9,6 +9,7 @@ mod log;
 
 use std::collections::VecDeque;
 
+use planted::Bug;
 use raft::eraftpb::{Entry, HardState, Message as Step, MessageType};
 use raft::prelude::RawNode;
 use raft::{Config as RaftConfig, ReadOnlyOption, SnapshotStatus, StateRole};
@@ -93,12 +94,14 @@ pub struct Raft {
 impl Raft {
     /// A member whose state machine holds everything up to the start of `log`.
     pub fn new(id: NodeId, log: Log, seed: u64) -> Self {
+        let applied =
+            if planted::is(Bug::CommittedTakenForApplied) { log.hard_state().commit } else { log.compacted_index() };
         let config = RaftConfig {
             id: raft_id(id),
             election_tick: ELECTION_TICKS,
             heartbeat_tick: HEARTBEAT_TICKS,
             // What the snapshot holds, and never the commit index: the entries above it are applied anew.
-            applied: log.compacted_index(),
+            applied,
             max_size_per_msg: MIB as u64,
             max_inflight_msgs: 64,
             max_uncommitted_size: 64 * MIB as u64,
@@ -124,7 +127,7 @@ impl Raft {
 
     /// True when everything that earlier leaders committed has been applied here: from then on reads are current.
     pub fn is_current(&self) -> bool {
-        self.is_leader() && self.node.raft.apply_to_current_term()
+        self.is_leader() && (self.node.raft.apply_to_current_term() || planted::is(Bug::LeadsBeforeCurrent))
     }
 
     pub fn term(&self) -> u64 {
@@ -256,7 +259,8 @@ impl Raft {
                 log.restart(snapshot, metadata.get_conf_state().clone());
                 output.snapshot = Some(snapshot.0);
             }
-            let steps = ready.take_persisted_messages();
+            let mut steps = ready.take_persisted_messages();
+            output.steps.extend(steps.extract_if(.., |step| is_hurried(step)));
             let entries = ready.take_entries();
             if let Some(hard_state) = ready.hs() {
                 log.set_hard_state(hard_state.clone());
@@ -270,12 +274,15 @@ impl Raft {
             self.node.advance_append_async(ready);
             self.unpersisted.push_back(Unpersisted {
                 number,
-                ticket,
+                ticket: ticket.filter(|_| !(planted::is(Bug::LeaderCountsUnwritten) && self.is_leader())),
                 steps,
                 snapshot: snapshot.map(|(index, _)| index),
             });
             if let Some(ticket) = ticket {
-                let hard_state = self.node.store().hard_state().clone();
+                let mut hard_state = self.node.store().hard_state().clone();
+                if planted::is(Bug::VoteNotPersisted) {
+                    hard_state.vote = 0;
+                }
                 output.persists.push(Persist { ticket, entries, hard_state, snapshot });
             }
             self.release();
@@ -322,6 +329,12 @@ impl Raft {
             self.released.extend(ready.steps);
         }
     }
+}
+
+/// True for what leaves before it is durable, where such a bug is planted.
+fn is_hurried(step: &Step) -> bool {
+    (step.msg_type == MessageType::MsgAppendResponse && planted::is(Bug::AppendedBeforeDurable))
+        || (step.msg_type == MessageType::MsgRequestVoteResponse && planted::is(Bug::VotedBeforeDurable))
 }
 
 /// The number by which raft knows a node.

@@ -1,5 +1,6 @@
 //! What a master's disk gives back at a start, and how the state grows out of it again.
 
+use planted::Bug;
 use raft::eraftpb::{Entry, HardState};
 use wire::{DecodeError, NodeId, Reader, Writer};
 
@@ -58,8 +59,22 @@ impl Recovered {
 /// The bytes of a snapshot: the term of the last entry in it, then the state.
 pub(super) fn encode_snapshot(term: u64, state: &State) -> Vec<u8> {
     let mut to = Writer::new();
-    to.varint(term).raw(&state.encode());
+    to.varint(term).raw(&misshapen(state).as_ref().unwrap_or(state).encode());
     to.bytes
+}
+
+/// What a snapshot has in the state's place, where such a bug is planted.
+fn misshapen(state: &State) -> Option<State> {
+    if planted::is(Bug::SnapshotIndexTooLow) {
+        Some(State { index: state.index - 1, ..state.clone() })
+    } else if planted::is(Bug::SnapshotForgetsEnded) {
+        let mut misshapen = state.clone();
+        misshapen.jobs.retain(|_, job| job.is_live());
+        misshapen.jobs_by_number.retain(|_, job| misshapen.jobs.contains_key(job));
+        Some(misshapen)
+    } else {
+        None
+    }
 }
 
 pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<(State, u64), DecodeError> {

@@ -201,8 +201,12 @@ fn job_of(frame: &[u8]) -> Option<JobId> {
 }
 
 impl Core {
-    pub(super) fn watches_unknown_job(&self, fixed: &Watch) -> bool {
-        fixed.subject.get() == WatchSubject::Job as u16 && !self.state.jobs.contains_key(&fixed.uuid.job())
+    /// True for a watch that a leader which has been replaced must not answer: of a job that is not known here, or by
+    /// somebody who knows more of the log.
+    pub(super) fn is_watch_ahead(&self, fixed: &Watch) -> bool {
+        let is_unknown =
+            fixed.subject.get() == WatchSubject::Job as u16 && !self.state.jobs.contains_key(&fixed.uuid.job());
+        is_unknown || fixed.after.get() > self.state.index
     }
 
     pub(super) fn on_watch(&mut self, from: PeerId, fixed: &Watch, now: Instant, actions: &mut Vec<Action>) {

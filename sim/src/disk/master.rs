@@ -62,8 +62,11 @@ impl MasterDisk {
                 Written::Persist(persist.ticket)
             }
             Write::Snapshot { ticket, index, bytes } => {
-                self.durable.snapshot = Some(bytes);
-                self.snapshot_index = index;
+                // A restart begins with the newest, whichever was written last: a fetched one may overtake one of its own.
+                if index >= self.snapshot_index {
+                    self.durable.snapshot = Some(bytes);
+                    self.snapshot_index = index;
+                }
                 Written::Snapshot(ticket)
             }
             Write::Compact { index } => {

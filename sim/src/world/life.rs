@@ -41,6 +41,13 @@ pub enum Change {
         host: Host,
         is_full: bool,
     },
+    /// Whoever leads is cut off from the other masters, and its clients still reach it; then it stands still for a while.
+    Depose {
+        pause: Duration,
+        cut: Duration,
+    },
+    /// All machines but clients go down at once, and come back one by one.
+    PowerCut,
     /// Its wall clock jumps.
     WallJump {
         host: Host,
@@ -72,7 +79,35 @@ impl World {
             Change::Weather(weather) => self.weather = weather,
             Change::DiskPace { host, pace } => self.machines[host.0].disk_pace = pace,
             Change::DiskFull { host, is_full } => self.machines[host.0].is_disk_full = is_full,
+            Change::Depose { pause, cut } => self.depose(pause, cut),
+            Change::PowerCut => self.cut_power(),
             Change::WallJump { host, by_us } => self.machines[host.0].wall_offset_us += by_us,
+        }
+    }
+
+    fn depose(&mut self, pause: Duration, cut: Duration) {
+        let leads = |host: &Host| match &self.machines[host.0].process {
+            Some(Process::Master(shell)) => shell.core.is_ready(),
+            _ => false,
+        };
+        let Some(leader) = self.masters().into_iter().find(leads) else { return };
+        let now = self.now;
+        for other in self.masters().into_iter().filter(|other| *other != leader) {
+            for (from, to) in [(leader, other), (other, leader)] {
+                self.change(Change::CutOneWay { from, to });
+                self.plan(now + cut, Change::MendOneWay { from, to });
+            }
+        }
+        self.plan(now + pause / 8, Change::Pause { host: leader });
+        self.plan(now + pause, Change::Resume { host: leader });
+    }
+
+    fn cut_power(&mut self) {
+        let hosts = self.machines.iter().filter(|machine| machine.role != Role::Client).map(|machine| machine.host);
+        for host in hosts.collect::<Vec<_>>() {
+            self.change(Change::Crash { host });
+            let at = self.now + Duration::from_micros(self.chance.between(1_000, 2_000_000));
+            self.plan(at, Change::Restart { host });
         }
     }
 

@@ -4,6 +4,7 @@ use wire::{BootNonce, Instant, NodeId, Role, WallTime};
 
 use super::{Due, EPOCH_WALL_US};
 use crate::chance::Chance;
+use crate::disk::MasterDisk;
 use crate::network::Host;
 use crate::process::Journal;
 use crate::shell::{Disk, DiskPace, Outside, Process};
@@ -63,6 +64,15 @@ impl Machine {
             sent: Vec::new(),
             due: Vec::new(),
             is_struck: false,
+        }
+    }
+
+    /// Its disk, if it is a master; also while its process does not run.
+    pub fn master_disk(&self) -> Option<&MasterDisk> {
+        match (&self.process, &self.disk) {
+            (Some(Process::Master(shell)), _) => Some(&shell.disk),
+            (None, Disk::Master(disk)) => Some(disk),
+            _ => None,
         }
     }
 

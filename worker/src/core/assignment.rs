@@ -4,6 +4,7 @@
 //! one is obeyed, an earlier one is answered again, a later one waits to be sent again. A chunk that is held here is
 //! never taken twice; a higher attempt of it only says that somebody thinks the lower one is settled.
 
+use planted::Bug;
 use wire::record::{ChunkItem, holding, records_bytes};
 use wire::running::encode_running;
 use wire::{
@@ -297,7 +298,7 @@ impl Worker {
         if boot != 0 && boot != self.settings.boot.0 {
             return false;
         }
-        if epoch < self.assignment.epoch {
+        if epoch < self.assignment.epoch && !planted::is(Bug::StaleEpochObeyed) {
             self.refuse_stale(from, kind, sequence, job, epoch, actions);
             return false;
         }
@@ -319,6 +320,7 @@ impl Worker {
 
     fn sequence(&self, sequence: u64) -> Sequence {
         match sequence.checked_sub(self.assignment.seen) {
+            Some(0) if planted::is(Bug::NumberObeyedAgain) => Sequence::Next,
             None | Some(0) => Sequence::Again,
             Some(1) => Sequence::Next,
             Some(_) => Sequence::Later,
