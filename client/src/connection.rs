@@ -20,7 +20,7 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first repetition of a request comes after this, later ones after ever longer.
 const RESEND_INTERVAL: Duration = Duration::from_secs(1);
 const RESEND_INTERVAL_MAX: Duration = Duration::from_secs(5);
-/// A master that leads no more, is busy or starting is asked again this soon at first.
+/// Masters of which none leads, and one that is busy or starting, are asked again this soon at first.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 /// An election is over in about half a second, so nobody waits much longer than this for its end.
 const ELECTION_PAUSE_MAX: Duration = Duration::from_millis(200);
@@ -187,6 +187,7 @@ impl Connection {
         // One repetition may be bad luck.
         let mut tell_at = Some(begun + interval * 3 / 2);
         let mut refused = None;
+        let mut refusals = 0;
         let mut pause = REFUSED_PAUSE;
         let mut resend = Resend { at: begun, interval, sent_at: begun, was_connected: false, is_answered: false };
         loop {
@@ -222,9 +223,16 @@ impl Connection {
                         let detail = wire::bytes_text(detail);
                         refused = Some(self.on_refusal(code, detail)?);
                         resend.is_answered = true;
-                        resend.at = self.clock.now() + pause;
+                        // Only silence is a reason to ask ever more rarely.
+                        resend.interval = interval;
+                        resend.at = self.clock.now();
+                        refusals += 1;
                         let is_short = matches!(code, Some(ErrorCode::NotLeader | ErrorCode::NotReady));
-                        pause = (pause * 2).min(if is_short { ELECTION_PAUSE_MAX } else { RESEND_INTERVAL });
+                        // Who does not lead knows of another, or that one is being elected: all are asked, then again.
+                        if code != Some(ErrorCode::NotLeader) || refusals % self.masters.len() == 0 {
+                            resend.at = resend.at + pause;
+                            pause = (pause * 2).min(if is_short { ELECTION_PAUSE_MAX } else { RESEND_INTERVAL });
+                        }
                     }
                     answer => {
                         self.position = position_of(&answer).unwrap_or(self.position);
