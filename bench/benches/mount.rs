@@ -2,8 +2,9 @@
 //!
 //! A job holds its inputs while this process reads them where the job finds them. Warm: sealed in the worker's cache and in
 //! the page cache; beside the mount stand the cache file itself, the inputs of a worker that writes them out, and bindfs,
-//! which passes each read through a process of its own. Cold: the worker has nothing, storage is on the same machine; beside
-//! it stand one TCP stream of the same bytes into a file, and writing out. Run it as root: without, the kernel reads nothing
+//! which passes each read through a process of its own. Cold: the worker has nothing, storage is on the same machine,
+//! and its files are read where they lie or brought; beside it stand one TCP stream of the same bytes into a file, and
+//! writing out. Run it as root: without, the kernel reads nothing
 //! past the worker. It takes 6 GiB of the temporary directory, which should lie on a disk. Named as arguments, only the
 //! parts `warm`, `cold`, `lazily` are run.
 
@@ -133,12 +134,14 @@ fn make_inputs(dir: &Path) {
 struct Site {
     dir: PathBuf,
     mounts: bool,
+    /// What storage has is read where it lies; else it is brought as from another machine.
+    borrows: bool,
     running: Option<Cluster>,
 }
 
 impl Site {
     fn start(dir: PathBuf, mounts: bool) -> Self {
-        let mut site = Self { dir, mounts, running: None };
+        let mut site = Self { dir, mounts, borrows: false, running: None };
         site.resume();
         site
     }
@@ -148,6 +151,9 @@ impl Site {
         let mut options = vec!["--phase", "1", "--workers", "1", "--dir", dir];
         if !self.mounts {
             options.push("--no-fuse");
+        }
+        if !self.borrows {
+            options.push("--no-borrow");
         }
         self.running = Some(Cluster::start(&options));
     }
@@ -403,13 +409,16 @@ fn cold(dir: &Path, mounting: &mut Site, writing: &mut Site, ids: &[String; 2]) 
     let steady = "fastest and spread of the stream, of the mount";
     println!("\n| cold | {} | {steady} |\n|---|---|---|---|---|---|", columns.join(" | "));
     let rows = [
-        ("1 GiB in order (judged: >= 0.5 from open)", Way::Sequential, &ids[0], BIG),
-        ("1 GiB mapped", Way::Mapped, &ids[0], BIG),
-        ("random 4 KiB, 500 times in 1 GiB", Way::Random(RANDOM_READS_COLD), &ids[0], BIG),
-        ("open, read, close of 4 KiB: a tree's 1,000 files", Way::Small, &ids[1], (TREE_FILES * PAGE) as u64),
+        ("1 GiB in order, read where storage has it (judged: >= 0.5 from open)", Way::Sequential, &ids[0], BIG, true),
+        ("1 GiB in order, brought", Way::Sequential, &ids[0], BIG, false),
+        ("1 GiB mapped, read where storage has it", Way::Mapped, &ids[0], BIG, true),
+        ("1 GiB mapped, brought", Way::Mapped, &ids[0], BIG, false),
+        ("random 4 KiB, 500 times in 1 GiB, brought", Way::Random(RANDOM_READS_COLD), &ids[0], BIG, false),
+        ("open, read, close of 4 KiB: a tree's 1,000 files", Way::Small, &ids[1], (TREE_FILES * PAGE) as u64, false),
     ];
     let streamed = dir.join("streamed");
-    for (what, way, id, length) in rows {
+    for (what, way, id, length, borrows) in rows {
+        mounting.borrows = borrows;
         let (mut tcp, mut written, mut submitted, mut opened) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..COLD_ROUNDS {
             if length == BIG {
