@@ -2,11 +2,10 @@
 //!
 //! A job holds its inputs while this process reads them where the job finds them. Warm: sealed in the worker's cache and in
 //! the page cache; beside the mount stand the cache file itself, the inputs of a worker that writes them out, and bindfs,
-//! which passes each read through a process of its own. Cold: the worker has nothing, storage is on the same machine,
-//! and its files are read where they lie or brought; beside it stand one TCP stream of the same bytes into a file, and
-//! writing out. Run it as root: without, the kernel reads nothing
-//! past the worker. It takes 6 GiB of the temporary directory, which should lie on a disk. Named as arguments, only the
-//! parts `warm`, `cold`, `lazily` are run.
+//! which passes each read through a process of its own. Cold: the worker has nothing, storage is on the same machine, and its
+//! files are read where they lie or brought; beside it stand one TCP stream of the same bytes into a file, and writing out.
+//! Run it as root: without, the kernel reads nothing past the worker. It takes 6 GiB of the temporary directory, which should
+//! lie on a disk. Named as arguments, only the parts `warm`, `cold`, `lazily` are run.
 
 #![allow(clippy::disallowed_methods)]
 

@@ -52,7 +52,8 @@ pub(crate) fn demo() -> Outcome {
     let plain_step = Step::timed("plain tr | sort | uniq -c", wall);
 
     println!("Starting one master, one load balancer, one storage node and {WORKERS} workers.");
-    let (cluster, wall) = timed(|| Cluster::start("demo", &["--workers", &WORKERS.to_string()]))?;
+    // As from another machine, so that there is something to be moved.
+    let (cluster, wall) = timed(|| Cluster::start("demo", &["--workers", &WORKERS.to_string(), "--no-borrow"]))?;
     steps.push(Step::timed("start the cluster", wall));
     let counted = count(&cluster, &corpus.path, &mut steps);
     let stopped = timed(|| cluster.stop());
