@@ -201,8 +201,7 @@ fn a_leader_of_three_masters_dies_and_nothing_runs_twice() {
 fn when_all_three_masters_die_at_once_every_acknowledged_job_is_there() {
     let dev = Dev::start_with(short_folder(), 1, &["--masters", "3"]);
     let jobs: Vec<String> = (0..20).map(|_| dev.submit(&["--array", "1-3", "--", "true"])).collect();
-    let pids: Vec<i64> =
-        (1..=3).map(|n| dev.node(&format!("master{n}"))["pid"].as_i64().expect("a pid")).collect();
+    let pids: Vec<i64> = (1..=3).map(|n| dev.node(&format!("master{n}"))["pid"].as_i64().expect("a pid")).collect();
     for pid in pids {
         // SAFETY: kill takes no pointers.
         assert_eq!(unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) }, 0);
