@@ -33,15 +33,15 @@ pub enum Bug {
     SnapshotIndexTooLow,
     /// A snapshot leaves out the jobs that have ended, by which repetitions are known.
     SnapshotForgetsEnded,
-    /// The log on disk is cut up to what is applied, not to what the snapshot holds.
-    CompactedToApplied,
+    /// The log on disk is cut up to its end, not to what the snapshot holds.
+    CompactedTooFar,
     /// What is applied depends on the clock of the machine.
     LocalTimeInState,
     /// A result of an epoch that is over is dropped and confirmed.
     ResultsFencedByEpoch,
     /// A load balancer is believed that a worker is lost which the leader has just heard.
     LossAlwaysBelieved,
-    /// A boot of a load balancer takes the epoch of the boot before for its own.
+    /// An epoch belongs to a node: its next boot goes on in it, and is granted no other.
     EpochOfEarlierBoot,
     /// An inventory, or what a retract left, is acted on before the log is known up to where it was composed.
     InventoryBeforeItsIndex,
@@ -49,7 +49,7 @@ pub enum Bug {
     CreditTakenForCompletion,
     /// A new primary does not wait for silent workers to say what they hold.
     GraceNotWaited,
-    /// A worker obeys commands of epochs that are over.
+    /// A worker takes the epoch of any command for the one that counts.
     StaleEpochObeyed,
     /// A worker obeys a number that it has obeyed before.
     NumberObeyedAgain,
@@ -70,7 +70,7 @@ impl Bug {
         Self::AnswersForSuccessor,
         Self::SnapshotIndexTooLow,
         Self::SnapshotForgetsEnded,
-        Self::CompactedToApplied,
+        Self::CompactedTooFar,
         Self::LocalTimeInState,
         Self::ResultsFencedByEpoch,
         Self::LossAlwaysBelieved,

@@ -25,7 +25,7 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Masters that disagree about who leads are not asked faster than that.
 const NOT_LEADER_PAUSE: Duration = Duration::from_millis(50);
 /// How many of a thousand requests go to any of the masters.
-const FORGETS_LEADER_PER_MILLE: u64 = 100;
+const FORGETS_LEADER_PER_MILLE: u64 = 150;
 /// How many of a thousand jobs are watched until they end.
 const WATCHED_PER_MILLE: u64 = 300;
 
@@ -429,12 +429,12 @@ impl Client {
                     self.cancel(job, outside);
                 }
             }
-            12..25 => {
+            12..31 => {
                 if let Some(job) = pick(outside.chance) {
                     self.query(job, outside);
                 }
             }
-            25..33 => {
+            31..39 => {
                 let size = outside.chance.between(0, 5_000) as usize;
                 let bytes = (0..size).map(|_| outside.chance.draw() as u8).collect();
                 self.store(bytes, outside);

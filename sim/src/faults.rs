@@ -34,14 +34,14 @@ fn draw_length(chance: &mut Chance) -> Duration {
 fn plan_one(world: &mut World, at: Instant, chance: &mut Chance) {
     let end = (at + draw_length(chance)).min(FAULTS_UNTIL);
     match chance.between(0, 100) {
-        0..3 => {
+        0..5 => {
             // Longer than its followers wait for it; then it answers what has come meanwhile.
-            let pause = Duration::from_millis(chance.between(500, 3_000));
+            let pause = Duration::from_millis(chance.between(800, 4_000));
             let cut = pause + Duration::from_millis(chance.between(100, 2_000));
             world.plan(at, Change::Depose { pause, cut });
         }
-        3..5 => world.plan(at, Change::PowerCut),
-        5..38 => {
+        5..7 => world.plan(at, Change::PowerCut),
+        7..38 => {
             let host = any_host(world, chance);
             world.plan(at, Change::Crash { host });
             world.plan(end, Change::Restart { host });

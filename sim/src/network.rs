@@ -89,7 +89,7 @@ impl Weather {
         delay_max_us: 5_000,
         keeps_order: false,
         late_per_mille: 20,
-        late_max_us: 2_000_000,
+        late_max_us: 5_000_000,
     };
 }
 
@@ -121,7 +121,12 @@ impl Network {
                 *last = at;
             }
             self.sent += 1;
-            self.in_flight.insert((at, self.sent), envelope.clone());
+            if copy + 1 < copies {
+                self.in_flight.insert((at, self.sent), envelope.clone());
+            } else {
+                self.in_flight.insert((at, self.sent), envelope);
+                return;
+            }
         }
     }
 

@@ -33,6 +33,11 @@ impl Cluster {
         Self::with(Settings { workers, event_bytes_max: Some(150), ..Settings::default() })
     }
 
+    /// As `with_workers`, with masters in a group of three.
+    pub fn with_three_masters(workers: usize) -> Self {
+        Self::with(Settings { masters: 3, workers, ..Settings::default() })
+    }
+
     fn with(settings: Settings) -> Self {
         let is_traced = std::env::var_os("SIM_TRACE").is_some();
         let settings = Settings { clients: 1, is_traced, told_per_mille: 0, ..settings };
@@ -156,6 +161,20 @@ impl Cluster {
     }
 
     // What is seen of it.
+
+    /// The master that leads, if one does.
+    pub fn leader(&self) -> Option<Host> {
+        let leads = |host: &Host| matches!(&self.world.machine(*host).process, Some(Process::Master(shell)) if shell.core.is_ready());
+        self.world.masters().into_iter().find(leads)
+    }
+
+    /// How far a master has applied the log.
+    pub fn applied(&self, master: Host) -> u64 {
+        match &self.world.machine(master).process {
+            Some(Process::Master(shell)) => shell.core.state().index,
+            _ => panic!("{master:?} is no master that runs"),
+        }
+    }
 
     /// The epoch that the load balancer holds.
     pub fn epoch(&self) -> Option<u64> {

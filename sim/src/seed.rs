@@ -13,8 +13,9 @@ use crate::world::{Change, Settings, World};
 /// How long the calm lasts at most.
 const CALM_MAX: Duration = Duration::from_secs(60);
 const MASTERS: usize = 3;
+const WORKERS: usize = 4;
 /// Of a quick run.
-const INVARIANTS_EVERY: u64 = 61;
+const INVARIANTS_EVERY: u64 = 401;
 
 /// What a seed came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,11 +53,18 @@ pub enum Care {
 
 /// Runs one seed.
 pub fn run(seed: u64, care: Care) -> Result<Report, Failure> {
-    let habit = Habit { pause_min: Duration::from_millis(60), pause_max: Duration::from_millis(400) };
+    let habit = Habit { pause_min: Duration::from_millis(60), pause_max: Duration::from_millis(360) };
     let invariants_every = if care == Care::Quick { INVARIANTS_EVERY } else { 1 };
     let is_traced = care == Care::Traced;
-    let settings =
-        Settings { seed, masters: MASTERS, habit: Some(habit), is_traced, invariants_every, ..Settings::default() };
+    let settings = Settings {
+        seed,
+        masters: MASTERS,
+        workers: WORKERS,
+        habit: Some(habit),
+        is_traced,
+        invariants_every,
+        ..Settings::default()
+    };
     let mut steps = 0;
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(settings);

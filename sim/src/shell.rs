@@ -77,11 +77,20 @@ pub struct Outside<'a> {
     pub due: Vec<(Instant, u64)>,
     /// The machine goes down by what it ran.
     pub is_struck: bool,
+    /// Somebody reads notes.
+    pub is_traced: bool,
 }
 
 impl Outside<'_> {
     pub fn send(&mut self, to: PeerId, frame: Vec<u8>) {
         self.sent.push((to, vec![frame]));
+    }
+
+    /// Leaves a line for whoever reads notes.
+    pub fn note(&self, notes: &mut Vec<String>, line: impl FnOnce() -> String) {
+        if self.is_traced {
+            notes.push(line());
+        }
     }
 
     pub fn after(&mut self, delay: Duration, number: u64) {

@@ -180,7 +180,8 @@ impl World {
         let host = Host(self.machines.len());
         let (upper, lower) = (self.chance.draw(), self.chance.draw());
         let node = NodeId::from_halves(upper, lower);
-        self.machines.push(Machine::new(host, role, node, name, disk));
+        let machine = Machine::new(host, role, node, name, disk);
+        self.machines.push(Machine { is_traced: self.settings.is_traced, ..machine });
     }
 
     pub fn masters(&self) -> Vec<Host> {

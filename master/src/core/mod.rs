@@ -390,8 +390,8 @@ impl Core {
         let is_small = self.raft.log().size() <= self.config.limits.log_bytes_kept_max;
         let index = if self.raft.is_leader() && is_small { behind.min(self.raft.matched_by_others()) } else { behind };
         self.raft.compact(index);
-        let is_hurried = planted::is(Bug::CompactedToApplied);
-        let index = if is_hurried { self.state.index } else { self.raft.log().compacted_index() };
+        let log = self.raft.log();
+        let index = if planted::is(Bug::CompactedTooFar) { log.last() } else { log.compacted_index() };
         actions.push(Action::Compact { index });
     }
 

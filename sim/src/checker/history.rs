@@ -18,7 +18,7 @@ use crate::world::{Machine, STORAGE};
 /// The leader believes that a worker is alive for so long after it was heard.
 const GRACE: Duration = Duration::from_secs(5);
 /// The states are compared once in so many entries, and after every start.
-const ENTRIES_PER_COMPARISON: u64 = 64;
+const ENTRIES_PER_COMPARISON: u64 = 256;
 
 /// What an entry did that may excuse a second run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +40,8 @@ struct Reign {
     timely: BTreeSet<(NodeId, BootNonce, u64)>,
     /// Statements of loss that it must not believe: by load balancer boot and request.
     unbelievable: BTreeSet<(BootNonce, u64)>,
+    /// Those that it may have believed when they came first: what comes again may find them on their way into the log.
+    believed: BTreeSet<(BootNonce, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -90,9 +92,12 @@ impl History {
             let heard = reign.heard.get(&worker).copied().unwrap_or(reign.since);
             let statement = (machines[from.0].boot, lost.request.get());
             if is_alive(machines, worker.0, worker.1) && now.since(heard) < GRACE {
-                reign.unbelievable.insert(statement);
+                if !reign.believed.contains(&statement) {
+                    reign.unbelievable.insert(statement);
+                }
             } else {
                 reign.unbelievable.remove(&statement);
+                reign.believed.insert(statement);
             }
         }
     }
@@ -131,8 +136,7 @@ impl History {
         if shell.core.is_ready() {
             self.check_reign(host, index, term, now);
         }
-        let is_due =
-            !self.compared.contains(&host) || !effects.is_empty() || index.is_multiple_of(ENTRIES_PER_COMPARISON);
+        let is_due = !self.compared.contains(&host) || index.is_multiple_of(ENTRIES_PER_COMPARISON);
         if index == self.state.index && is_due {
             self.compared.insert(host);
             self.check_equal(shell, name);
@@ -147,8 +151,8 @@ impl History {
             let before = self.entries.iter().rposition(|(_, of_entry)| *of_entry < term);
             let before = before.map_or(0, |position| position as u64 + 1);
             assert!(index >= before, "a master leads in term {term} from {index} on, and {before} was applied before");
-            let (heard, timely, unbelievable) = Default::default();
-            Reign { leader: host, since: now, heard, timely, unbelievable }
+            let (heard, timely, unbelievable, believed) = Default::default();
+            Reign { leader: host, since: now, heard, timely, unbelievable, believed }
         });
         assert_eq!(reign.leader, host, "two masters lead in term {term}");
     }

@@ -48,7 +48,7 @@ impl LoadBalancerShell {
         for action in actions {
             match action {
                 Action::Send { to, frame } => outside.send(to, frame),
-                Action::Note(note) => self.notes.push(note.to_string()),
+                Action::Note(note) => outside.note(&mut self.notes, || note.to_string()),
             }
         }
     }

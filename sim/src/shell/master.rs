@@ -102,7 +102,7 @@ impl MasterShell {
                     outside.sent.push((network::server(Host(host)), frames));
                 }
                 Action::Halt { why } => panic!("a master that did nothing wrong was told to end: {why}"),
-                Action::Decided(decision) => self.notes.push(decision.to_string()),
+                Action::Decided(decision) => outside.note(&mut self.notes, || decision.to_string()),
             }
         }
     }

@@ -225,7 +225,7 @@ impl WorkerShell {
         let order = self.orders.get(&job).expect("only a chunk of a known job starts");
         assert!(chunk < order.chunk_count, "chunk {chunk} of job {job} is beyond its end");
         let behaviour = Behaviour::parse(&order.spec.arguments).expect("the body arrives as it was sent");
-        self.notes.push(format!("starts {}[{chunk}] a{attempt}", wire::hex(&job.0[12..])));
+        outside.note(&mut self.notes, || format!("starts {}[{chunk}] a{attempt}", wire::hex(&job.0[12..])));
         let number = outside.journal.start(RunEntry {
             host: self.identity.host,
             worker: self.identity.node,
@@ -262,7 +262,9 @@ impl WorkerShell {
             RunEnd::OutOfMemory => Ending::Signal(9),
         };
         outside.journal.end(program.number, outside.now, ending);
-        self.notes.push(format!("{}[{}] ended: {ending:?}", wire::hex(&program.job.0[12..]), program.chunk));
+        outside.note(&mut self.notes, || {
+            format!("{}[{}] ended: {ending:?}", wire::hex(&program.job.0[12..]), program.chunk)
+        });
         let duration_us = outside.now.since(program.started_at).as_micros() as u64;
         self.programs.remove(&run);
         let usage = Usage { duration_us, cpu_us: duration_us, max_rss_kib: 1_000 };

@@ -28,6 +28,8 @@ pub struct Machine {
     pub(super) waiting: Vec<Due>,
     /// Of its process.
     pub(super) deadline: Option<Instant>,
+    /// Somebody reads the notes of its process.
+    pub is_traced: bool,
     /// How far its wall clock is off, in microseconds.
     pub wall_offset_us: i64,
 }
@@ -48,6 +50,7 @@ impl Machine {
             is_paused: false,
             waiting: Vec::new(),
             deadline: None,
+            is_traced: false,
             wall_offset_us: 0,
         }
     }
@@ -64,6 +67,7 @@ impl Machine {
             sent: Vec::new(),
             due: Vec::new(),
             is_struck: false,
+            is_traced: self.is_traced,
         }
     }
 

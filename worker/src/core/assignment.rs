@@ -208,7 +208,7 @@ impl Worker {
         let (epoch, request) = (kill.epoch.get(), kill.request.get());
         let job = kill.job_uuid.job();
         let range = ChunkRange::new(kill.first.get(), kill.count.get());
-        if epoch < self.assignment.epoch {
+        if epoch < self.assignment.epoch && !planted::is(Bug::StaleEpochObeyed) {
             return self.refuse_stale(from, Kind::Kill, request, job, epoch, actions);
         }
         self.adopt(epoch);
@@ -252,7 +252,7 @@ impl Worker {
     }
 
     pub(super) fn on_inventory_request(&mut self, from: PeerId, epoch: u64, actions: &mut Vec<Action>) {
-        if epoch < self.assignment.epoch {
+        if epoch < self.assignment.epoch && !planted::is(Bug::StaleEpochObeyed) {
             return self.refuse_stale(from, Kind::InventoryRequest, 0, JobId::NIL, epoch, actions);
         }
         // Before composing: what the inventory says is then true for the new reign's numbers too.
@@ -312,7 +312,7 @@ impl Worker {
     }
 
     fn adopt(&mut self, epoch: u64) {
-        if epoch > self.assignment.epoch {
+        if epoch > self.assignment.epoch || (epoch < self.assignment.epoch && planted::is(Bug::StaleEpochObeyed)) {
             self.assignment.epoch = epoch;
             self.assignment.seen = 0;
         }
