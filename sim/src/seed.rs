@@ -12,6 +12,8 @@ use crate::world::{Change, Settings, World};
 
 /// How long the calm lasts at most.
 const CALM_MAX: Duration = Duration::from_secs(60);
+/// A seed lives so long at least.
+const LIFE_MIN: Instant = Instant(60_000_000);
 const MASTERS: usize = 3;
 const WORKERS: usize = 4;
 /// Of a quick run.
@@ -99,7 +101,7 @@ fn live(world: &mut World) {
     world.run_until(faults::FAULTS_UNTIL);
     calm_down(world);
     let end = world.now + CALM_MAX;
-    while world.now < end && !is_settled(world) {
+    while world.now < end && !(is_settled(world) && world.now >= LIFE_MIN) {
         world.run_until(world.now + Duration::from_millis(500));
     }
     world.check_end();
