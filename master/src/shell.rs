@@ -58,7 +58,7 @@ pub enum ShellError {
 
 /// Runs until SIGTERM or SIGINT. When the master leads or knows who does, one line on standard output says where: `ready: CONTROL`.
 pub fn run(config: &Config) -> Result<(), ShellError> {
-    let dir = DataDir::open(&config.dir, config.node, config.init)?;
+    let dir = DataDir::open(&config.dir, config.node, config.init, config.masters.is_empty())?;
     let certificate = Certificate::load(&config.certificate)?;
     let receipt_key = content::load_receipt_key(&config.receipt_key)
         .map_err(|source| ShellError::ReceiptKey { path: config.receipt_key.clone(), source })?;

@@ -213,6 +213,32 @@ fn when_all_three_masters_die_at_once_every_acknowledged_job_is_there() {
     dev.stop();
 }
 
+#[test]
+fn a_master_that_lost_its_directory_does_not_come_back_and_the_others_go_on() {
+    let dev = Dev::start_with(short_folder(), 1, &["--masters", "3"]);
+    let leader = leader_of(&dev).expect("one leads");
+    let victim = (1..=3).map(|n| format!("master{n}")).find(|name| *name != leader).expect("three");
+    let job = dev.submit(&["--array", "1-3", "--", "true"]);
+    std::fs::rename(dev.cluster.join(&victim), dev.cluster.join("lost")).expect("renamed");
+    dev.kill(&victim);
+    let log = dev.cluster.join(format!("{victim}.log"));
+    let said = until(SOON, || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("must not come back under its uuid")).then_some(())
+    });
+    assert!(said.is_some(), "{}", dev.logs());
+    assert!(!dev.cluster.join(&victim).join("MEMBERS").exists());
+    assert_eq!(dev.wait(&job, SOON)["state"], "finished");
+    let after = dev.submit(&["--", "true"]);
+    assert_eq!(dev.wait(&after, SOON)["state"], "finished");
+    // Brought back as it was it is a member again.
+    let _ = std::fs::remove_dir_all(dev.cluster.join(&victim));
+    std::fs::rename(dev.cluster.join("lost"), dev.cluster.join(&victim)).expect("renamed");
+    dev.kill(&leader);
+    let after = dev.submit(&["--", "true"]);
+    assert_eq!(dev.wait(&after, LONG)["state"], "finished");
+    dev.stop();
+}
+
 /// The name of the master that leads.
 fn leader_of(dev: &Dev) -> Option<String> {
     let nodes = dev.json(&["node", "list"]);

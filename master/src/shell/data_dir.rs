@@ -22,6 +22,12 @@ pub enum DataDirError {
     )]
     Empty { dir: PathBuf },
     #[error(
+        "{} is empty, and this master is one of a group: it has forgotten what it promised, and must not come back under \
+         its uuid. The others go on without it, as long as they are a majority; restore the directory from a copy",
+        dir.display()
+    )]
+    Forgotten { dir: PathBuf },
+    #[error(
         "{} is missing, but {} says that this was a master's directory: restore it from a copy; a master that forgot \
          what it acknowledged must not start", missing.display(), beside.display()
     )]
@@ -43,7 +49,7 @@ pub(super) struct DataDir {
 
 impl DataDir {
     /// Opens the directory. Nothing is made in one that holds no master unless `init` says so.
-    pub(super) fn open(dir: &Path, node: Option<NodeId>, init: bool) -> Result<Self, DataDirError> {
+    pub(super) fn open(dir: &Path, node: Option<NodeId>, init: bool, is_lone: bool) -> Result<Self, DataDirError> {
         let members_path = dir.join(MEMBERS);
         let members = read_members(&members_path)?;
         match &members {
@@ -55,7 +61,8 @@ impl DataDir {
                     }
                 }
             }
-            None if !init => return Err(DataDirError::Empty { dir: dir.to_owned() }),
+            None if !init && is_lone => return Err(DataDirError::Empty { dir: dir.to_owned() }),
+            None if !init => return Err(DataDirError::Forgotten { dir: dir.to_owned() }),
             None => {}
         }
         Ok(Self { dir: dir.to_owned(), identity: NodeIdentity::open(dir, node)?, members })
@@ -107,23 +114,23 @@ mod tests {
     #[test]
     fn an_empty_directory_is_taken_only_when_that_is_meant() {
         let dir = tempfile::tempdir().unwrap();
-        let refused = DataDir::open(dir.path(), None, false).err().expect("it is refused").to_string();
+        let refused = DataDir::open(dir.path(), None, false, true).err().expect("it is refused").to_string();
         assert!(refused.contains("init = true"), "{refused}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 
-        let first = DataDir::open(dir.path(), None, true).unwrap();
+        let first = DataDir::open(dir.path(), None, true, true).unwrap();
         fs::create_dir(dir.path().join(LOG)).unwrap();
         let members = first.members(&[]).unwrap();
         assert_eq!(members, [first.identity.node]);
         drop(first);
-        assert_eq!(DataDir::open(dir.path(), None, false).unwrap().members(&[]).unwrap(), members);
+        assert_eq!(DataDir::open(dir.path(), None, false, true).unwrap().members(&[]).unwrap(), members);
     }
 
     #[test]
     fn a_member_without_its_log_or_identity_is_refused() {
         for lost in ["NODE", LOG] {
             let dir = tempfile::tempdir().unwrap();
-            let first = DataDir::open(dir.path(), None, true).unwrap();
+            let first = DataDir::open(dir.path(), None, true, true).unwrap();
             fs::create_dir(dir.path().join(LOG)).unwrap();
             first.members(&[]).unwrap();
             drop(first);
@@ -133,7 +140,7 @@ mod tests {
             } else {
                 fs::remove_file(&path).unwrap()
             }
-            let refused = DataDir::open(dir.path(), None, true).err().expect("it is refused").to_string();
+            let refused = DataDir::open(dir.path(), None, true, true).err().expect("it is refused").to_string();
             assert!(refused.contains(path.to_str().unwrap()), "{refused}");
         }
     }
@@ -142,7 +149,7 @@ mod tests {
     fn a_damaged_list_of_members_is_shown() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(MEMBERS), "m1\n").unwrap();
-        let refused = DataDir::open(dir.path(), None, true).err().expect("it is refused").to_string();
+        let refused = DataDir::open(dir.path(), None, true, true).err().expect("it is refused").to_string();
         assert!(refused.contains("MEMBERS") && refused.contains("m1"), "{refused}");
     }
 }

@@ -25,6 +25,9 @@ const FREE_BYTES_MIN: u64 = node::disk::WORKER_FREE_BYTES_MIN + (32 << 20);
 /// Where the storage node listens for the bytes of files.
 const BULK_SOCKET: &str = "storage1/bulk.ipc";
 
+/// Where it is, all masters have been up.
+const FOUNDED: &str = "FOUNDED";
+
 /// How workers come by the inputs of jobs.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
@@ -83,6 +86,7 @@ impl Layout {
         }
         make_receipt_key(&dir.join("receipt.key"))?;
         check_masters(&dir, masters)?;
+        let is_founded = dir.join(FOUNDED).exists();
 
         let mut names: Vec<_> = (1..=masters).map(|number| (format!("master{number}"), Role::Master)).collect();
         names.push(("loadbalancer1".to_owned(), Role::LoadBalancer));
@@ -120,11 +124,20 @@ impl Layout {
                 None => ports.of(&plan.settings)?.bind,
             };
             make_dir(&dir.join(&plan.name), 0o700)?;
-            write(&plan.settings, &settings(plan, node, &bind, text, &listed, &group, inputs), 0o600)?;
+            write(&plan.settings, &settings(plan, node, &bind, text, &listed, &group, inputs, is_founded), 0o600)?;
         }
         // Last: a directory with a cluster.toml is a whole one.
         write(&dir.join("cluster.toml"), &format!("masters = [{listed}]\n"), 0o600)?;
         Ok(Layout { dir, nodes, is_temporary, _lock: lock })
+    }
+
+    /// The cluster has been up: a master that finds its directory empty from now on has lost it, and does not come back.
+    pub fn found(&self) -> Result<(), Failure> {
+        for plan in self.nodes.iter().filter(|plan| plan.role == Role::Master) {
+            let text = fs::read_to_string(&plan.settings).map_err(|error| failed(&plan.settings, &error))?;
+            write(&plan.settings, &text.replace("\ninit = true\n", "\ninit = false\n"), 0o600)?;
+        }
+        write(&self.dir.join(FOUNDED), "", 0o600)
     }
 
     pub fn remove_if_temporary(self) -> io::Result<()> {
@@ -164,6 +177,7 @@ fn settings(
     masters: &str,
     group: &[MasterPlan],
     inputs: Inputs,
+    is_founded: bool,
 ) -> String {
     let name = &plan.name;
     let mut text = format!(
@@ -172,7 +186,7 @@ fn settings(
     );
     match plan.role {
         Role::Master => {
-            text += "receipt_key = \"receipt.key\"\ninit = true\n";
+            text += &format!("receipt_key = \"receipt.key\"\ninit = {}\n", !is_founded);
             for master in group.iter().filter(|master| master.node == node && group.len() > 1) {
                 text += &format!("raft_bind = \"{}\"\n", master.raft_bind);
             }

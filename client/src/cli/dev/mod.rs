@@ -114,6 +114,7 @@ fn watch(layout: &Layout, roles: &mut Roles, signals: &Signals) -> Result<(), Fa
         }
     }
     drop(connection);
+    layout.found()?;
     // Only a default for those who name no cluster: they name one if this does not work.
     if let Err(error) = cluster::note_running(&cluster::notes_dir(), std::process::id(), &layout.dir) {
         tell(&format!("warning: zg without --cluster will not find this cluster: {error}\n"));
