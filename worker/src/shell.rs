@@ -462,6 +462,10 @@ impl Shell {
     fn look_at_disk(&mut self) -> Result<(), ShellError> {
         let was_low = self.disk.is_low();
         self.disk.look(self.now);
+        // What the cache has and no job needs goes first.
+        while self.disk.is_low() && self.cache.remove_idle() {
+            self.disk.look(self.now);
+        }
         let is_low = self.disk.is_low();
         let (free, free_bytes_min) = (self.disk.free_bytes, self.disk.free_bytes_min);
         if is_low != was_low {

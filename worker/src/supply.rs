@@ -43,8 +43,8 @@ pub trait Shelf: Send + Sync + 'static {
     /// Somebody reads a file: until as many `closed` it stays.
     fn opened(&self, file: FileId);
     fn closed(&self, file: FileId);
-    /// The disk is full: removes what nobody needs, but not this file. False = there is nothing of the kind.
-    fn make_room(&self, file: FileId) -> bool;
+    /// The disk is full: removes what nobody needs, but not this file. Whoever comes meanwhile waits.
+    fn make_room(&self, file: FileId);
 }
 
 enum Question {
@@ -300,13 +300,14 @@ impl Filler {
         }
     }
 
-    /// Writes, and once more where the disk was full and room could be made.
+    /// Writes, and once more where the disk was full: what nobody needs may be gone then, removed here or by the other filler.
     fn with_room<T>(&self, cached: &Cached, write: impl Fn() -> Result<T, StoreError>) -> Result<bool, StoreError> {
-        match write() {
-            Err(StoreError::DiskFull) if self.shelf.make_room(cached.file) => write(),
-            written => written,
+        let mut written = write();
+        if let Err(StoreError::DiskFull) = written {
+            self.shelf.make_room(cached.file);
+            written = write();
         }
-        .map(|_| true)
+        written.map(|_| true)
     }
 }
 

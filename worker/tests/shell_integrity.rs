@@ -67,6 +67,28 @@ fn a_chunk_whose_input_is_changed_under_its_open_file_has_missed_it() {
 }
 
 #[test]
+fn whoever_changes_an_open_input_and_puts_the_time_back_is_found_out() {
+    let Some(mut mounted) = Mounted::new() else { return };
+    let mut running = mounted.site.start_in_cluster();
+    let inputs = [mounted.input(&bytes(9 * MIB), b"f")];
+    let (_, right, _) = mounted.run(&inputs, SUM);
+    let (said, go) = (mounted.site.path("said"), mounted.site.path("go"));
+    let job = JobId::now();
+    let script = format!("exec 3<\"$ZG_INPUT_DIR/f\"; {}; cat <&3 >/dev/null", waits(&said, &go));
+    assign(&mut mounted, job, 0, 1, &inputs, &script);
+    mounted.site.until("it is open", |_| said.exists());
+    let path = stored(&mounted, &inputs[0]);
+    let modified = fs::metadata(&path).and_then(|it| it.modified()).expect("it has a time");
+    flip(&path, 5 * MIB as u64);
+    let times = fs::FileTimes::new().set_modified(modified);
+    fs::File::open(&path).and_then(|file| file.set_times(times)).expect("it is ours");
+    fs::write(&go, "").expect("written");
+    assert_eq!(cause(&mut mounted, job, 0), Cause::InputMissing);
+    assert_eq!(mounted.run(&inputs, SUM), (Cause::None, right, String::new()), "the next has it whole");
+    assert_eq!(running.terminate(), Some(0));
+}
+
+#[test]
 fn a_written_out_input_that_a_program_changes_is_missed_by_all_who_had_it_and_by_nobody_after() {
     let Some(mut mounted) = Mounted::new() else { return };
     let mut running = mounted.site.start_in_cluster_with("fuse = false");

@@ -131,7 +131,11 @@ fn parse_retry_on(text: &str) -> Result<RetryOn, String> {
             None if item == "signal" => Cause::Signal,
             None if item == "oom" => Cause::Oom,
             None if item == "timeout" => Cause::Timeout,
-            _ => return Err(format!("'{item}' is not a cause: expected exit, exit=CODE, signal, oom or timeout")),
+            None if item == "input_missing" => Cause::InputMissing,
+            _ => {
+                let causes = "exit, exit=CODE, signal, oom, timeout or input_missing";
+                return Err(format!("'{item}' is not a cause: expected {causes}"));
+            }
         };
         retry_on.causes |= cause.bit();
     }
@@ -149,6 +153,7 @@ mod tests {
     fn causes_to_retry_are_listed() {
         let read = parse_retry_on("exit=1,signal,exit=75").unwrap();
         assert_eq!(read, RetryOn { causes: Cause::Exit.bit() | Cause::Signal.bit(), exit_codes: vec![1, 75] });
+        assert_eq!(parse_retry_on("input_missing").unwrap().causes, Cause::InputMissing.bit());
         assert!(parse_retry_on("exit=1,exit").unwrap().exit_codes.is_empty());
         for text in ["", "exit=0", "exit=256", "worker_lost", "Signal"] {
             assert!(parse_retry_on(text).is_err(), "{text}");

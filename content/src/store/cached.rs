@@ -284,6 +284,16 @@ impl Cached {
         !is_as_it_was || self.intrusions.load(Ordering::Acquire) != belief.intrusions
     }
 
+    /// The same, and links and rights have not changed either: where nobody gives links away, whoever has put the time back has
+    /// changed at least that.
+    pub fn was_touched_since(&self, belief: &Belief) -> bool {
+        let is_as_it_was = belief.sealed.is_none_or(|sealed| {
+            let borrowed = self.borrowed.get().filter(|_| belief.is_borrowed);
+            fs::symlink_metadata(borrowed.unwrap_or(&self.named)).is_ok_and(|found| Look::of(&found) == sealed)
+        });
+        !is_as_it_was || self.was_changed_since(belief)
+    }
+
     /// The hash of the whole file, once it is certain.
     pub fn hash(&self) -> Option<Hash> {
         self.hash.get().copied()
@@ -458,7 +468,7 @@ impl Cached {
         self.seal_file(&mut state, &from)?;
         let (directories, to) = self.layout().of(self.file);
         if from != to {
-            for directory in &directories {
+            for directory in std::iter::once(&self.layout().files()).chain(&directories) {
                 self.disk().make_directory(directory)?;
             }
             let outline = from.with_extension("out");
@@ -535,7 +545,9 @@ impl Cached {
         if look == state.look {
             return Ok(());
         }
-        let is_same = |known: Look| look.is_some_and(|look| look.has_content_of(&known));
+        // Nobody has a link to what is not whole: there any other change is one of its bytes.
+        let has_links = matches!(state.place, Place::Sealed | Place::Borrowed);
+        let is_same = |known: Look| look.is_some_and(|look| has_links && look.has_content_of(&known));
         if state.look.is_some_and(|known| !is_same(known)) {
             self.intrusions.fetch_add(1, Ordering::AcqRel);
         }

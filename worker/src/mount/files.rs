@@ -158,7 +158,7 @@ impl<K: Kernel> Shared<K> {
     fn look_at(&self, handle: &Handle) {
         let Some((cached, belief)) = &handle.cached else { return };
         let is_looked_at = belief.is_of_sealed() && handle.way() != Way::Passthrough;
-        if is_looked_at || !cached.was_changed_since(belief) || handle.is_spoiled.swap(true, Ordering::Relaxed) {
+        if is_looked_at || !cached.was_touched_since(belief) || handle.is_spoiled.swap(true, Ordering::Relaxed) {
             return;
         }
         let file = handle.content.file;
@@ -393,7 +393,7 @@ impl<K: Kernel> Shared<K> {
             buffer.resize(buffer.len().max(size), 0);
             let read = cached.read_at(&mut buffer[..size], offset);
             // Looked at after it is read: the kernel keeps what it is told.
-            let is_changed = belief.is_of_sealed() && cached.was_changed_since(belief);
+            let is_changed = belief.is_of_sealed() && cached.was_touched_since(belief);
             let read = if is_changed { Err(io::Error::other("somebody has written to it")) } else { read };
             if let Err(error) = read {
                 return Err((reading, error));
