@@ -97,6 +97,8 @@ pub struct Put {
     progressed_at: Option<Instant>,
     /// The receiver once had other bytes than ours, and got them all again.
     is_begun_anew: bool,
+    /// The receiver has said something: then it has looked at the copy that it may have had, if it was to.
+    is_heard: bool,
     receipts: Vec<Receipt>,
 }
 
@@ -115,6 +117,7 @@ impl Put {
             deadline: None,
             progressed_at: None,
             is_begun_anew: false,
+            is_heard: false,
             receipts: Vec::new(),
         }
     }
@@ -170,6 +173,7 @@ impl Put {
     pub fn receive(&mut self, message: &Message<'_>, now: Instant) -> Result<(), PutError> {
         match message {
             Message::PutGrant(grant, _) if grant.upload.get() == self.upload && self.state == State::Beginning => {
+                self.is_heard = true;
                 if grant.flags.get() & wire::GRANT_EXISTS != 0 {
                     self.held = self.content.length;
                     self.progressed_at = Some(now);
@@ -241,6 +245,7 @@ impl Put {
     }
 
     fn on_error(&mut self, code: u16, regarding: u8, detail: &[u8], now: Instant) -> Result<(), PutError> {
+        self.is_heard = true;
         let Some(code) = ErrorCode::from_number(code) else {
             return Err(PutError::Protocol { what: "its error code is unknown" });
         };
@@ -322,7 +327,7 @@ impl Put {
             file_length: U64::new(self.content.length),
             hash: self.content.hash,
             class: U16::new(self.content.class),
-            flags: U16::new(if self.content.is_checked { wire::PUT_CHECKED } else { 0 }),
+            flags: U16::new(if self.content.is_checked && !self.is_heard { wire::PUT_CHECKED } else { 0 }),
             ..PutBegin::DEFAULT
         };
         fixed.frame(self.sender, &[])
