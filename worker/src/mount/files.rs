@@ -158,14 +158,22 @@ impl<K: Kernel> Shared<K> {
     fn look_at(&self, handle: &Handle) {
         let Some((cached, belief)) = &handle.cached else { return };
         let is_looked_at = belief.is_of_sealed() && handle.way() != Way::Passthrough;
-        if is_looked_at || !cached.was_touched_since(belief) || handle.is_spoiled.swap(true, Ordering::Relaxed) {
+        if is_looked_at || !cached.was_touched_since(belief) {
             return;
         }
         let file = handle.content.file;
+        let jobs: Vec<Missed> = self.view().jobs_with(file).map(Missed::Job).collect();
+        {
+            // Whoever finds that it is known already has to find who missed it as well.
+            let mut missed = held(&self.missed);
+            if handle.is_spoiled.swap(true, Ordering::Relaxed) {
+                return;
+            }
+            missed.extend(jobs);
+        }
         tracing::error!(%file, "somebody has written to an input while it was open: whoever reads it has missed it");
         Counts::add(&self.counts.failed, 1);
         held(&self.open).spoiled.insert(handle.inode);
-        held(&self.missed).extend(self.view().jobs_with(file).map(Missed::Job));
     }
 
     /// Forgets what an earlier connection had open.
