@@ -277,6 +277,19 @@ fn spoiled_inputs_end_what_runs_and_are_brought_again_when_it_has_ended() {
 }
 
 #[test]
+fn while_the_disk_is_almost_full_a_job_is_forgotten_as_soon_as_nothing_of_it_is_here() {
+    let mut worker = a_worker().with_one_load_balancer().build();
+    worker.assign(1, job(J1), 0, 1);
+    assert_eq!(worker.step(Event::DiskLow { is_low: true }), [""; 0], "it has a chunk here");
+    worker.ends(job(J1), 0, RunEnd::Code(0));
+    worker.leads(support::MASTER, 1);
+    worker.tick();
+    assert!(worker.confirm(1, 9).contains(&"forget j1".to_owned()));
+    let waits = worker.assign(2, job(J2), 0, 1);
+    assert!(!waits.iter().any(|word| word.contains("forget")), "this one waits for room: {waits:?}");
+}
+
+#[test]
 fn nothing_starts_while_the_disk_is_almost_full() {
     let mut worker = a_worker().with_one_load_balancer().build();
     worker.step(Event::DiskLow { is_low: true });

@@ -151,6 +151,13 @@ impl Worker {
         actions.push(Action::Forget { job: id });
     }
 
+    /// Drops the bodies of all jobs that have nothing here now; whoever brings a chunk of one brings its body again.
+    pub(super) fn forget_jobs_without_chunks(&mut self, actions: &mut Vec<Action>) {
+        while let Some(idle) = self.jobs.longest_idle() {
+            self.forget_job(idle, actions);
+        }
+    }
+
     /// Drops the bodies of jobs that had nothing here for long enough.
     pub(super) fn forget_idle_jobs(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let idle_max = self.settings.job_idle_max;

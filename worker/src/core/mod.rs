@@ -375,6 +375,10 @@ impl Worker {
             Event::Overfull { run } => self.on_overfull(run, actions),
             Event::Tick => self.on_tick(now, actions),
         }
+        if self.is_disk_low {
+            // What they alone need of the cache may be all the room there is.
+            self.forget_jobs_without_chunks(actions);
+        }
         self.start_chunks(now, actions);
     }
 
